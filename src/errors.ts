@@ -27,9 +27,12 @@ export interface ClientFault {
 }
 
 /** No database, user or schema was named in the startup packet. */
-export class StartupParameterMissing extends Data.TaggedError("StartupParameterMissing")<{
-  readonly parameter: "database" | "user" | "schema_search_path"
-}> implements ClientFault {
+export class StartupParameterMissing
+  extends Data.TaggedError("StartupParameterMissing")<{
+    readonly parameter: "database" | "user" | "schema_search_path"
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.protocolViolation
   readonly logLevel = "Info"
@@ -48,9 +51,12 @@ export class StartupParameterMissing extends Data.TaggedError("StartupParameterM
 }
 
 /** The client broke the protocol: malformed, oversized or out of order. `detail` may be sent, it holds no input. */
-export class ProtocolViolation extends Data.TaggedError("ProtocolViolation")<{
-  readonly detail: string
-}> implements ClientFault {
+export class ProtocolViolation
+  extends Data.TaggedError("ProtocolViolation")<{
+    readonly detail: string
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.protocolViolation
   readonly logLevel = "Info"
@@ -65,9 +71,12 @@ export class ProtocolViolation extends Data.TaggedError("ProtocolViolation")<{
 }
 
 /** A startup value that can never name a tenant (empty, over 63 bytes, `$user`, `pg_…`, NUL, invalid UTF-8). */
-export class SchemaNameRefused extends Data.TaggedError("SchemaNameRefused")<{
-  readonly why: string
-}> implements ClientFault {
+export class SchemaNameRefused
+  extends Data.TaggedError("SchemaNameRefused")<{
+    readonly why: string
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.invalidName
   readonly logLevel = "Info"
@@ -82,10 +91,13 @@ export class SchemaNameRefused extends Data.TaggedError("SchemaNameRefused")<{
 }
 
 /** Something that PostgreSQL offers and a pooler does not. */
-export class FeatureNotSupported extends Data.TaggedError("FeatureNotSupported")<{
-  readonly feature: string
-  readonly advice: string
-}> implements ClientFault {
+export class FeatureNotSupported
+  extends Data.TaggedError("FeatureNotSupported")<{
+    readonly feature: string
+    readonly advice: string
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.featureNotSupported
   readonly logLevel = "Info"
@@ -112,11 +124,14 @@ export type LoginRefusal =
   | "no password sent"
 
 /** Wrong tenant, user or password: the same words for all three. */
-export class LoginRefused extends Data.TaggedError("LoginRefused")<{
-  readonly why: LoginRefusal
-  /** For the log: the column's name, or the like. Never a value. */
-  readonly detail?: string | undefined
-}> implements ClientFault {
+export class LoginRefused
+  extends Data.TaggedError("LoginRefused")<{
+    readonly why: LoginRefusal
+    /** For the log: the column's name, or the like. Never a value. */
+    readonly detail?: string | undefined
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.invalidPassword
   readonly logLevel = "Warn"
@@ -129,9 +144,12 @@ export class LoginRefused extends Data.TaggedError("LoginRefused")<{
 }
 
 /** The login was not finished within `LimitSettings.ClientLoginTimeoutSecs`. */
-export class LoginTimedOut extends Data.TaggedError("LoginTimedOut")<{
-  readonly seconds: number
-}> implements ClientFault {
+export class LoginTimedOut
+  extends Data.TaggedError("LoginTimedOut")<{
+    readonly seconds: number
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.protocolViolation
   readonly logLevel = "Info"
@@ -146,9 +164,12 @@ export class LoginTimedOut extends Data.TaggedError("LoginTimedOut")<{
 }
 
 /** The auth database did not answer, or not within `AuthDBSettings.AuthQueryTimeoutSecs`. */
-export class AuthUnavailable extends Data.TaggedError("AuthUnavailable")<{
-  readonly detail: string
-}> implements ClientFault {
+export class AuthUnavailable
+  extends Data.TaggedError("AuthUnavailable")<{
+    readonly detail: string
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.connectionFailure
   readonly logLevel = "Error"
@@ -161,10 +182,13 @@ export class AuthUnavailable extends Data.TaggedError("AuthUnavailable")<{
 }
 
 /** KMS did not answer, refused the ciphertext, or took too long. `detail` is the KMS error's name, never a value. */
-export class KmsUnavailable extends Data.TaggedError("KmsUnavailable")<{
-  readonly detail: string
-  readonly retryable: boolean
-}> implements ClientFault {
+export class KmsUnavailable
+  extends Data.TaggedError("KmsUnavailable")<{
+    readonly detail: string
+    readonly retryable: boolean
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.systemError
   readonly logLevel = "Error"
@@ -177,12 +201,16 @@ export class KmsUnavailable extends Data.TaggedError("KmsUnavailable")<{
 }
 
 /** The destination refused, could not be reached, or did not finish its login within ConnCreateTimeoutSecs. */
-export class DestinationUnreachable extends Data.TaggedError("DestinationUnreachable")<{
-  /** "host/db", as the metrics' labels say. */
-  readonly destination: string
-  readonly detail: string
-  readonly severity: "FATAL" | "ERROR"
-}> implements ClientFault {
+export class DestinationUnreachable
+  extends Data.TaggedError("DestinationUnreachable")<{
+    /** "host/db", as the metrics' labels say. */
+    readonly destination: string
+    readonly detail: string
+  }>
+  implements ClientFault
+{
+  /** At login every fault is FATAL, whatever stands here. */
+  readonly severity = "ERROR"
   readonly sqlState = SqlState.unableToConnect
   readonly logLevel = "Warn"
   readonly retrySafe = true
@@ -194,11 +222,14 @@ export class DestinationUnreachable extends Data.TaggedError("DestinationUnreach
 }
 
 /** No server connection came free within `LimitSettings.AcquireTimeoutSecs`. */
-export class AcquireTimedOut extends Data.TaggedError("AcquireTimedOut")<{
-  readonly destination: string
-  readonly seconds: number
-  readonly waiting: number
-}> implements ClientFault {
+export class AcquireTimedOut
+  extends Data.TaggedError("AcquireTimedOut")<{
+    readonly destination: string
+    readonly seconds: number
+    readonly waiting: number
+  }>
+  implements ClientFault
+{
   readonly severity = "ERROR"
   readonly sqlState = SqlState.tooManyConnections
   readonly logLevel = "Warn"
@@ -213,10 +244,13 @@ export class AcquireTimedOut extends Data.TaggedError("AcquireTimedOut")<{
 }
 
 /** `MaxClients` or `MaxClientsPerTenant` is reached. */
-export class TooManyClients extends Data.TaggedError("TooManyClients")<{
-  readonly scope: "this pooler" | "this tenant"
-  readonly limit: number
-}> implements ClientFault {
+export class TooManyClients
+  extends Data.TaggedError("TooManyClients")<{
+    readonly scope: "this pooler" | "this tenant"
+    readonly limit: number
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.tooManyConnections
   readonly logLevel = "Warn"
@@ -244,10 +278,13 @@ export class CancelledWhileWaiting extends Data.TaggedError("CancelledWhileWaiti
 }
 
 /** The server connection was lost while this client held it. */
-export class ServerConnectionLost extends Data.TaggedError("ServerConnectionLost")<{
-  readonly destination: string
-  readonly detail: string
-}> implements ClientFault {
+export class ServerConnectionLost
+  extends Data.TaggedError("ServerConnectionLost")<{
+    readonly destination: string
+    readonly detail: string
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.adminShutdown
   readonly logLevel = "Warn"
@@ -260,9 +297,12 @@ export class ServerConnectionLost extends Data.TaggedError("ServerConnectionLost
 }
 
 /** `LimitSettings.IdleInTransactionTimeoutSecs` passed while a server connection was held and nothing was asked. */
-export class IdleInTransactionTimedOut extends Data.TaggedError("IdleInTransactionTimedOut")<{
-  readonly seconds: number
-}> implements ClientFault {
+export class IdleInTransactionTimedOut
+  extends Data.TaggedError("IdleInTransactionTimedOut")<{
+    readonly seconds: number
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.idleInTransactionTimeout
   readonly logLevel = "Info"
@@ -277,9 +317,12 @@ export class IdleInTransactionTimedOut extends Data.TaggedError("IdleInTransacti
 }
 
 /** `LimitSettings.QueryTimeoutSecs` passed before the server had answered. */
-export class QueryTimedOut extends Data.TaggedError("QueryTimedOut")<{
-  readonly seconds: number
-}> implements ClientFault {
+export class QueryTimedOut
+  extends Data.TaggedError("QueryTimedOut")<{
+    readonly seconds: number
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly sqlState = SqlState.queryCanceled
   readonly logLevel = "Info"
@@ -320,10 +363,13 @@ export class TenantRevoked extends Data.TaggedError("TenantRevoked") implements 
 }
 
 /** The server refused something that the client set at startup: its own error goes to the client. */
-export class SettingRefused extends Data.TaggedError("SettingRefused")<{
-  readonly sqlState: string
-  readonly clientMessage: string
-}> implements ClientFault {
+export class SettingRefused
+  extends Data.TaggedError("SettingRefused")<{
+    readonly sqlState: string
+    readonly clientMessage: string
+  }>
+  implements ClientFault
+{
   readonly severity = "FATAL"
   readonly logLevel = "Info"
   readonly retrySafe = true

@@ -1,0 +1,69 @@
+/**
+ * Where client connections come from and server connections go to. The one service behind which all sockets lie: a test
+ * or an embedding program puts its own in place and the rest runs in memory.
+ *
+ * Accepts and dials, no more: no limits, no protocol, no retries.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as Net from "node:net"
+import { accepted, connect } from "./SocketTransport.ts"
+import type { Transport } from "./Transport.ts"
+
+export interface ListenAddress {
+  /** Undefined: every interface. */
+  readonly host: string | undefined
+  /** 0: a free one. */
+  readonly port: number
+}
+
+export interface Listening {
+  readonly host: string
+  readonly port: number
+  /** No new connections from now on; those that exist are left alone. */
+  readonly stopAccepting: Effect.Effect<void>
+}
+
+export class Network extends Context.Service<
+  Network,
+  {
+    /** Fails with the system's words. `onConnection` is called in the event loop; it must not throw. */
+    readonly listen: (
+      address: ListenAddress,
+      onConnection: (transport: Transport) => void
+    ) => Effect.Effect<Listening, string, Scope.Scope>
+    /** Fails with the system's error code. Interruption closes what was half open. */
+    readonly connect: (to: { readonly host: string; readonly port: number }) => Effect.Effect<Transport, string>
+  }
+>()("perseus/net/Network") {
+  static readonly layer: Layer.Layer<Network> = Layer.succeed(Network, { listen: (...args) => listen(...args), connect })
+}
+
+/** PostgreSQL's own default for connections that the kernel holds until they are accepted is small; a restart brings thousands. */
+const BACKLOG = 4096
+
+const listen = (
+  address: ListenAddress,
+  onConnection: (transport: Transport) => void
+): Effect.Effect<Listening, string, Scope.Scope> =>
+  Effect.gen(function* () {
+    const server = Net.createServer({ pauseOnConnect: false }, (socket) => onConnection(accepted(socket)))
+    yield* Effect.acquireRelease(open(server, address), () => Effect.sync(() => server.close()))
+    // An accept that fails (EMFILE) must not end the service; Node goes on accepting by itself.
+    server.on("error", () => {})
+    const bound = server.address() as Net.AddressInfo
+    return { host: bound.address, port: bound.port, stopAccepting: Effect.sync(() => server.close()) }
+  })
+
+const open = (server: Net.Server, address: ListenAddress): Effect.Effect<void, string> =>
+  Effect.callback<void, string>((resume) => {
+    const onError = (error: NodeJS.ErrnoException) =>
+      resume(Effect.fail(error.code === "EADDRINUSE" ? "the port is already in use" : (error.code ?? error.message)))
+    server.once("error", onError)
+    server.listen({ host: address.host, port: address.port, backlog: BACKLOG }, () => {
+      server.off("error", onError)
+      resume(Effect.void)
+    })
+  })

@@ -1,0 +1,42 @@
+/**
+ * One byte stream in both directions, as the sessions and the pool see it: a socket in production, memory in tests.
+ *
+ * Callbacks, not Effect: this is where bytes move (an Effect stream costs 5 to 8 µs more per round trip). Whoever owns a
+ * transport sets `handler`; the owner changes with the phase of the connection (login, relay), never two at a time.
+ *
+ * **Who owns the bytes**: a chunk handed to `onData` is valid only during the call (server sockets read into one shared
+ * buffer): copy what you keep. Bytes handed to `write` belong to the transport from then on.
+ */
+export interface TransportHandler {
+  onData(chunk: Buffer): void
+  /** After `write` answered false: room again. */
+  onDrain(): void
+  /** The peer has gone or the stream broke; called once, and nothing after it. Null: an orderly end. */
+  onClose(reason: string | null): void
+}
+
+export interface Transport {
+  /** "host:port" of the peer, for logs. */
+  readonly remote: string
+  /** Nobody else on the network can read along: loopback or memory. Secrets in clear text are for these alone. */
+  readonly local: boolean
+  handler: TransportHandler
+  /** False: the peer is slow, stop until `onDrain`. Nothing is refused or lost either way. */
+  write(bytes: Uint8Array): boolean
+  /** Stops reading, so that the peer's own back-pressure sets in. */
+  pause(): void
+  resume(): void
+  /** Writes what is left, then closes. */
+  end(bytes?: Uint8Array): void
+  /** Closes at once, dropping what is not written yet. `onClose` is not called for it. */
+  destroy(): void
+  /** True once the stream is over, whoever ended it. */
+  readonly closed: boolean
+}
+
+/** For a moment without an owner: what comes then is dropped. */
+export const ignoreAll: TransportHandler = {
+  onData: () => {},
+  onDrain: () => {},
+  onClose: () => {}
+}

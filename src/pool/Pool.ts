@@ -1,0 +1,871 @@
+/**
+ * The server connections of one destination, and who has them.
+ *
+ * Lends a connection for one transaction, with the tenant's path and the client's settings on it; opens and closes
+ * connections within the limits; lets clients wait in a fair order. Taking an idle connection that fits and giving it back
+ * are plain calls without any Effect; dialling and cancels are Effects in the pool's scope.
+ *
+ * It never looks at what a client sends. Its laws, which the simulation checks after every run: a connection is idle, lent,
+ * being prepared, waiting for a cancel's end, or closing, and counted once; every client that waits is granted or refused;
+ * nothing that a tenant said goes to a connection before that connection has confirmed the tenant's path.
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
+import type * as Scope from "effect/Scope"
+import type { LimitSettings, PoolSettings, ServerSettings } from "../config/PerseusConfig.ts"
+import {
+  AcquireTimedOut,
+  DestinationUnreachable,
+  SettingRefused,
+  ShuttingDown,
+  type SessionFault
+} from "../errors.ts"
+import type { Network } from "../net/Network.ts"
+import { parameterStatus } from "../protocol/Backend.ts"
+import { cancelRequest, emptyQuery, terminate } from "../protocol/Frontend.ts"
+import type { Credential } from "./Credential.ts"
+import { CredentialGroup, PoolTenant, type Connection, type PoolClient } from "./PoolTenant.ts"
+import { PoolStatistics, type PoolSnapshot } from "./PoolStatistics.ts"
+import { differences, switchTo, type ClientSettings, type Conversation } from "./Reset.ts"
+import { ServerConnection, type ConversationEnd, type LoggedIn } from "./ServerConnection.ts"
+import { ConnectFailure, openAndLogIn, type Target } from "./ServerLogin.ts"
+import { QUANTUM, Waiter } from "./WaitQueue.ts"
+
+/** First delay after a failed connect, doubled each time up to the longest. */
+const BACKOFF_FIRST_MS = 100
+const BACKOFF_LONGEST_MS = 5_000
+
+/**
+ * A connection is not closed to make room for another user's before it has lived this long: opening one costs PostgreSQL
+ * about 3 ms, so churn between users stays under a tenth.
+ */
+const HANDOVER_MIN_AGE_MS = 50
+
+/** Remembered greetings of one tenant; a client that invents settings must not fill the memory. */
+const GREETINGS_PER_TENANT = 32
+
+const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1 }
+
+export interface Destination extends Target {
+  /** As the row spells it: the metrics' `dest_host`. */
+  readonly label: string
+}
+
+export interface PoolLimits {
+  readonly pool: PoolSettings
+  readonly limits: LimitSettings
+  readonly server: ServerSettings
+}
+
+export class Pool {
+  readonly destination: Destination
+  readonly statistics = new PoolStatistics()
+  readonly #network: Network["Service"]
+  readonly #clock: Clock.Clock
+  readonly #fork: (effect: Effect.Effect<void>) => void
+  #settings: PoolSettings
+  #limits: LimitSettings
+  #server: ServerSettings
+  readonly #connections = new Set<Connection>()
+  readonly #groups = new Map<string, CredentialGroup>()
+  readonly #tenants = new Map<string, PoolTenant>()
+  /** Clients for whom a connection is being prepared; null inside: the client has gone meanwhile. */
+  readonly #preparations = new Map<PoolClient, { client: PoolClient | null }>()
+  /** Groups that would open a connection if there were room. */
+  readonly #starved = new Set<CredentialGroup>()
+  #opening = 0
+  /** Since when nothing answers there; null while all is well. */
+  #outage: { since: number; failures: number; retryAt: number; fault: DestinationUnreachable } | null = null
+  #everConnected = false
+  /** Raised when the destination comes back: it may report other parameters then. */
+  #epoch = 0
+  #closing = false
+  #onEmpty: (() => void) | null = null
+
+  private constructor(
+    destination: Destination,
+    limits: PoolLimits,
+    network: Network["Service"],
+    clock: Clock.Clock,
+    fork: (effect: Effect.Effect<void>) => void
+  ) {
+    this.destination = destination
+    this.#settings = limits.pool
+    this.#limits = limits.limits
+    this.#server = limits.server
+    this.#network = network
+    this.#clock = clock
+    this.#fork = fork
+  }
+
+  /** Lives as long as the scope; its end refuses all who wait and closes every connection, in order and then by force. */
+  static make(
+    destination: Destination,
+    limits: PoolLimits,
+    network: Network["Service"]
+  ): Effect.Effect<Pool, never, Scope.Scope> {
+    return Effect.gen(function* () {
+      const clock = yield* Clock.Clock
+      const fibers = yield* FiberSet.make<void>()
+      const run = yield* FiberSet.runtime(fibers)()
+      const pool = new Pool(destination, limits, network, clock, (effect) => void run(effect))
+      yield* Effect.addFinalizer(() => pool.#shutDown())
+      return pool
+    })
+  }
+
+  get name(): string {
+    return `${this.destination.label}/${this.destination.database}`
+  }
+
+  // ---- tenants
+
+  /** The tenant's place in this pool. Give it back with `release`. */
+  retain(key: string, path: ReadonlyArray<string>, credential: Credential): PoolTenant {
+    const id = JSON.stringify([key, path, credential.fingerprint])
+    let tenant = this.#tenants.get(id)
+    if (tenant === undefined) {
+      tenant = new PoolTenant(id, path, this.#group(credential))
+      tenant.group.tenants++
+      this.#tenants.set(id, tenant)
+    }
+    tenant.references++
+    return tenant
+  }
+
+  release(tenant: PoolTenant): void {
+    if (--tenant.references > 0) return
+    this.#tenants.delete(tenant.key)
+    tenant.group.tenants--
+    this.#dropGroupIfUnused(tenant.group)
+  }
+
+  #group(credential: Credential): CredentialGroup {
+    let group = this.#groups.get(credential.fingerprint)
+    if (group === undefined) {
+      group = new CredentialGroup(credential)
+      this.#groups.set(credential.fingerprint, group)
+    }
+    return group
+  }
+
+  #dropGroupIfUnused(group: CredentialGroup): void {
+    if (group.tenants > 0 || group.open > 0 || group.opening > 0) return
+    this.#groups.delete(group.credential.fingerprint)
+    this.#starved.delete(group)
+  }
+
+  #setTenant(connection: Connection, tenant: PoolTenant | null): void {
+    if (connection.tenant === tenant) return
+    const before = connection.tenant
+    if (tenant !== null) tenant.references++
+    connection.tenant = tenant
+    if (before !== null) this.release(before)
+  }
+
+  /** A row's secret changed: connections with the old one finish what they are at and are closed. */
+  retire(group: CredentialGroup): void {
+    group.generation++
+    group.refusal = null
+    for (const connection of this.#connections) {
+      if (connection.credential.fingerprint === group.credential.fingerprint) connection.retired = true
+    }
+    for (const connection of group.idle) this.#close(connection)
+  }
+
+  // ---- a lease
+
+  /** An idle connection that fits as it is, or null: then `wait`. No Effect, no write; the whole cost of a lease. */
+  take(client: PoolClient): Connection | null {
+    const tenant = client.tenant
+    const connection = tenant.idle[tenant.idle.length - 1]
+    if (
+      connection === undefined ||
+      tenant.group.queue.length > 0 ||
+      !this.#mayLease(tenant) ||
+      this.#needs(connection, tenant, client.settings) !== null
+    ) {
+      return null
+    }
+    this.#removeIdle(connection)
+    this.#lend(connection, client)
+    return connection
+  }
+
+  /**
+   * Queues the client until it is granted or refused, which may be before this returns; a fault where waiting is in vain.
+   */
+  wait(client: PoolClient): SessionFault | null {
+    if (this.#closing) return new ShuttingDown()
+    const now = this.#now()
+    const group = client.tenant.group
+    const fault = this.#inVain(group, now)
+    if (fault !== null) return fault
+    group.queue.enter(client.tenant.lane, client.waiter, now)
+    this.#serve(group)
+    return null
+  }
+
+  /** The client does not want it any more: it leaves the queue, and what is being prepared for it goes to another. */
+  leave(client: PoolClient): void {
+    client.tenant.group.queue.leave(client.waiter)
+    const preparation = this.#preparations.get(client)
+    if (preparation === undefined) return
+    preparation.client = null
+    this.#preparations.delete(client)
+  }
+
+  /** The lease is over and the connection clean: nothing unanswered, no transaction. */
+  give(connection: Connection): void {
+    connection.lessee = null
+    this.#unhold(connection)
+    if (connection.cancelsInFlight > 0) connection.state = "cancelling"
+    else this.#settle(connection)
+  }
+
+  /** The lease is over and the connection's state in doubt: it is closed. `stopQuery`: and what it runs is cancelled. */
+  discard(connection: Connection, stopQuery: boolean): void {
+    connection.lessee = null
+    this.#unhold(connection)
+    this.statistics.discarded++
+    if (stopQuery) this.cancel(connection)
+    this.#close(connection)
+  }
+
+  /**
+   * Asks the server to cancel what this connection runs. One request at a time: more would only outlive the query. The
+   * connection is lent to nobody before the request has ended, or a late one would hit another's query.
+   */
+  cancel(connection: Connection): void {
+    if (connection.cancelsInFlight > 0 || connection.processId === 0) return
+    connection.cancelsInFlight++
+    this.statistics.cancelsForwarded++
+    const timeout = this.#limits.CancelTimeoutSecs
+    this.#fork(
+      this.#sendCancel(connection).pipe(
+        Effect.as(true),
+        Effect.timeoutOrElse({ duration: `${timeout} seconds`, orElse: () => Effect.succeed(false) }),
+        Effect.catch(() => Effect.succeed(true)),
+        Effect.onExit((exit) => Effect.sync(() => this.#cancelEnded(connection, exit._tag === "Success" && exit.value)))
+      )
+    )
+  }
+
+  #sendCancel(connection: Connection): Effect.Effect<void, string> {
+    return Effect.acquireUseRelease(
+      this.#network.connect(this.destination),
+      (transport) =>
+        Effect.callback<void>((resume) => {
+          transport.handler = {
+            onData: () => {},
+            onDrain: () => {},
+            onClose: () => resume(Effect.void)
+          }
+          transport.write(cancelRequest(connection.processId, connection.secretKey))
+        }),
+      (transport) => Effect.sync(() => transport.destroy())
+    )
+  }
+
+  /** `certain`: the server has ended the request, so no signal of it can come any more. */
+  #cancelEnded(connection: Connection, certain: boolean): void {
+    connection.cancelsInFlight--
+    if (!certain) connection.retired = true
+    if (connection.state === "cancelling") this.#settle(connection)
+  }
+
+  #lend(connection: Connection, client: PoolClient): void {
+    connection.state = "leased"
+    connection.holder = client.tenant
+    connection.lessee = client
+    connection.turns++
+    client.tenant.leased++
+    this.statistics.leases++
+  }
+
+  #unhold(connection: Connection): void {
+    if (connection.holder === null) return
+    connection.holder.leased--
+    connection.holder = null
+  }
+
+  #mayLease(tenant: PoolTenant): boolean {
+    const limit = this.#limits.MaxServersPerTenant
+    return limit <= 0 || tenant.leased < limit
+  }
+
+  /** What has to be said to the server before this client may have the connection; null: nothing. */
+  #needs(connection: Connection, tenant: PoolTenant, settings: ClientSettings): Conversation | null {
+    if (connection.tenant !== tenant || !connection.stateKnown) return switchTo(tenant.path, settings)
+    if (connection.settings.key !== settings.key) return differences(connection.settings, settings)
+    const checkAfter = this.#limits.ServerCheckDelaySecs * 1000
+    return checkAfter > 0 && this.#now() - connection.idleSince >= checkAfter ? checkConversation : null
+  }
+
+  // ---- whose turn
+
+  /** Serves as many of the group's waiters as there are idle connections, and opens more for the rest. */
+  #serve(group: CredentialGroup): void {
+    while (group.queue.length > 0) {
+      const tenant = this.#nextTenant(group)
+      if (tenant === null) return
+      const connection = this.#idleFor(tenant)
+      if (connection === null) break
+      this.#removeIdle(connection)
+      this.#beginVisit(connection, tenant)
+      this.#grant(connection, group.queue.take(tenant.lane)!)
+    }
+    this.#ensureOpening(group)
+  }
+
+  #nextTenant(group: CredentialGroup): PoolTenant | null {
+    return group.queue.peek((lane) => this.#mayLease(lane.owner))?.owner ?? null
+  }
+
+  #beginVisit(connection: Connection, tenant: PoolTenant): void {
+    connection.turns = 0
+    tenant.group.queue.endTurn(tenant.lane)
+  }
+
+  /** Its own with its path still set; else the one that was idle longest, if it may be switched. */
+  #idleFor(tenant: PoolTenant): Connection | null {
+    const own = tenant.idle[tenant.idle.length - 1]
+    if (own !== undefined) return own
+    for (const connection of tenant.group.idle) {
+      if (this.#maySwitch(connection, tenant)) return connection
+    }
+    return null
+  }
+
+  /** A connection has become free: to the next in turn, to the idle ones, or closed. */
+  #settle(connection: Connection): void {
+    const now = this.#now()
+    if (this.#mustClose(connection, now)) return this.#close(connection)
+    const group = this.#groupOf(connection)
+    if (this.#visitLasts(connection, group)) return this.#grant(connection, group.queue.take(connection.tenant!.lane)!)
+    if (this.#handOverSlot(connection, group, now)) return this.#close(connection)
+    const tenant = this.#nextTenant(group)
+    if (tenant === null) return this.#makeIdle(connection, now)
+    if (!this.#maySwitch(connection, tenant)) return this.#close(connection)
+    this.#beginVisit(connection, tenant)
+    this.#grant(connection, group.queue.take(tenant.lane)!)
+  }
+
+  /** The connection's tenant has clients waiting and its quantum is not used up. */
+  #visitLasts(connection: Connection, group: CredentialGroup): boolean {
+    const tenant = connection.tenant
+    return (
+      tenant !== null &&
+      tenant.group === group &&
+      tenant.lane.first !== null &&
+      connection.turns < QUANTUM &&
+      this.#mayLease(tenant)
+    )
+  }
+
+  #maySwitch(connection: Connection, tenant: PoolTenant): boolean {
+    return (
+      connection.tenant === tenant || connection.tenant === null || this.#settings.TenantSwitch === "discard"
+    )
+  }
+
+  /** True where another user's clients have waited longer than all of this one's and there is no room for them. */
+  #handOverSlot(connection: Connection, group: CredentialGroup, now: number): boolean {
+    if (this.#starved.size === 0 || now - connection.openedAt < HANDOVER_MIN_AGE_MS) return false
+    const own = group.queue.oldest() ?? Number.POSITIVE_INFINITY
+    for (const starved of this.#starved) {
+      if (starved === group || starved.queue.length <= starved.opening) continue
+      if ((starved.queue.oldest() ?? own) < own) return true
+    }
+    return false
+  }
+
+  #grant(connection: Connection, waiter: Waiter<PoolTenant, PoolClient>): void {
+    const client = waiter.client
+    const now = this.#now()
+    const conversation = this.#needs(connection, client.tenant, client.settings)
+    if (conversation === null) {
+      this.statistics.waited(now - waiter.since)
+      this.#lend(connection, client)
+      return client.onGranted(connection)
+    }
+    this.#prepare(connection, client, conversation, now)
+  }
+
+  /** The client's first frame follows only when success was read: behind a failed switch it would run in another's schema. */
+  #prepare(connection: Connection, client: PoolClient, conversation: Conversation, now: number): void {
+    const { tenant, settings, waiter } = client
+    const full = connection.tenant !== tenant || !connection.stateKnown
+    if (full) this.statistics.tenantSwitches++
+    else if (conversation === checkConversation) this.statistics.checks++
+    else this.statistics.settingChanges++
+    const since = waiter.since
+    connection.state = "preparing"
+    connection.holder = tenant
+    const preparation: { client: PoolClient | null } = { client }
+    this.#preparations.set(client, preparation)
+    tenant.leased++
+    connection.converse(conversation, now + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
+      if (preparation.client !== null) this.#preparations.delete(client)
+      this.#unhold(connection)
+      if (end._tag === "Done") {
+        if (full) {
+          connection.forgetSession()
+          this.#setTenant(connection, tenant)
+        }
+        connection.settings = settings
+        connection.stateKnown = true
+      }
+      this.#prepared(connection, preparation.client, end, since)
+    })
+  }
+
+  /** `client` is null where it has gone meanwhile. */
+  #prepared(connection: Connection, client: PoolClient | null, end: ConversationEnd, since: number): void {
+    switch (end._tag) {
+      case "Done":
+        if (client === null) return this.#settle(connection)
+        this.statistics.waited(this.#now() - since)
+        this.#lend(connection, client)
+        return client.onGranted(connection)
+      case "Refused":
+        this.#close(connection)
+        return client?.onRefused(
+          new SettingRefused({ sqlState: end.error.sqlState, clientMessage: end.error.message })
+        )
+      case "TimedOut":
+        this.#close(connection)
+        return client?.onRefused(
+          this.#unreachable(`a tenant switch took longer than ${this.#settings.SchemaExecTimeoutSecs} s`)
+        )
+      case "Lost":
+        // Nothing of the client's was sent, so it does not notice: another connection, at the head of the queue.
+        if (connection.tenant === null) this.#connectFailed(this.#groupOf(connection), "unreachable", end.reason)
+        if (client === null) return
+        if (this.#closing) return client.onRefused(new ShuttingDown())
+        client.tenant.group.queue.enterFirst(client.tenant.lane, client.waiter)
+        client.waiter.since = since
+        return this.#serve(client.tenant.group)
+    }
+  }
+
+  // ---- idle connections
+
+  #makeIdle(connection: Connection, now: number): void {
+    const group = this.#groupOf(connection)
+    connection.state = "idle"
+    connection.idleSince = now
+    group.idle.add(connection)
+    if (connection.tenant !== null) connection.tenant.idle.push(connection)
+    this.#closeSurplus()
+  }
+
+  #removeIdle(connection: Connection): void {
+    this.#groupOf(connection).idle.delete(connection)
+    const idle = connection.tenant?.idle
+    if (idle === undefined) return
+    const at = idle.lastIndexOf(connection)
+    if (at !== -1) idle.splice(at, 1)
+  }
+
+  get #idleCount(): number {
+    let count = 0
+    for (const group of this.#groups.values()) count += group.idle.size
+    return count
+  }
+
+  /** No more than MaxIdle are kept; those idle longest go first, for the last used are likely to fit again. */
+  #closeSurplus(): void {
+    for (let surplus = this.#idleCount - this.#settings.MaxIdle; surplus > 0; surplus--) {
+      const longest = this.#longestIdle(() => true)
+      if (longest === null) return
+      this.statistics.maxIdleClosed++
+      this.#close(longest)
+    }
+  }
+
+  #longestIdle(suits: (group: CredentialGroup) => boolean): Connection | null {
+    let longest: Connection | null = null
+    for (const group of this.#groups.values()) {
+      if (!suits(group)) continue
+      for (const connection of group.idle) {
+        if (longest === null || connection.idleSince < longest.idleSince) longest = connection
+        break
+      }
+    }
+    return longest
+  }
+
+  // ---- opening
+
+  #ensureOpening(group: CredentialGroup): void {
+    const now = this.#now()
+    this.#starved.delete(group)
+    while (this.#waitingFor(group) > group.opening && this.#mayDial(group, now)) {
+      if (this.#hasRoom()) {
+        this.#open(group)
+        continue
+      }
+      // A slot is free when its connection is really closed; then the starved are looked at again.
+      this.#starved.add(group)
+      const onTheirWay = group.opening + this.#connections.size - this.#liveCount()
+      if (this.#waitingFor(group) <= onTheirWay) return
+      const victim = this.#longestIdle((other) => other !== group || this.#settings.TenantSwitch === "reconnect")
+      if (victim === null) return
+      this.#close(victim)
+    }
+  }
+
+  /** Those whom a new connection would help. */
+  #waitingFor(group: CredentialGroup): number {
+    return group.queue.length > 0 && this.#nextTenant(group) !== null ? group.queue.length : 0
+  }
+
+  #hasRoom(): boolean {
+    return this.#settings.MaxOpen <= 0 || this.#connections.size + this.#opening < this.#settings.MaxOpen
+  }
+
+  /** A destination that is down is asked by one attempt at a time, with growing pauses between. */
+  #mayDial(group: CredentialGroup, now: number): boolean {
+    if (this.#closing) return false
+    if (group.refusal !== null && (now < group.refusal.until || group.opening > 0)) return false
+    return this.#outage === null || (now >= this.#outage.retryAt && this.#opening === 0)
+  }
+
+  #open(group: CredentialGroup): void {
+    const generation = group.generation
+    const startedAt = this.#now()
+    const timeout = this.#settings.ConnCreateTimeoutSecs
+    const policy = { allowTrust: this.#server.AllowTrust, allowClearText: this.#server.AllowClearText }
+    group.opening++
+    this.#opening++
+    const login = openAndLogIn(this.#network, this.destination, group.credential, policy).pipe(
+      Effect.timeoutOrElse({
+        duration: `${timeout} seconds`,
+        orElse: () =>
+          Effect.fail(new ConnectFailure({ kind: "unreachable", detail: `no login within ${timeout} s (ConnCreateTimeoutSecs)` }))
+      })
+    )
+    this.#fork(
+      Effect.uninterruptibleMask((restore) =>
+        restore(login).pipe(
+          Effect.onExit(() =>
+            Effect.sync(() => {
+              group.opening--
+              this.#opening--
+            })
+          ),
+          Effect.matchEffect({
+            onSuccess: (loggedIn) => Effect.sync(() => this.#opened(group, generation, loggedIn)),
+            onFailure: (failure) => this.#logFailure(failure).pipe(
+              Effect.andThen(Effect.sync(() => this.#connectFailed(group, failure.kind, failure.detail, startedAt)))
+            )
+          })
+        )
+      )
+    )
+  }
+
+  #logFailure(failure: ConnectFailure): Effect.Effect<void> {
+    return Effect.logWarning(`cannot connect to ${this.name}: ${failure.detail}`)
+  }
+
+  #opened(group: CredentialGroup, generation: number, login: LoggedIn): void {
+    if (this.#closing) return login.transport.end(terminate)
+    const connection: Connection = new ServerConnection(login, this.#now(), (lost, reason) => this.#lost(lost, reason))
+    this.#connections.add(connection)
+    group.open++
+    group.refusal = null
+    this.#everConnected = true
+    if (this.#outage !== null) {
+      this.#outage = null
+      this.#epoch++
+      for (const other of this.#groups.values()) if (other !== group) this.#ensureOpening(other)
+    }
+    this.statistics.opened++
+    if (generation !== group.generation) connection.retired = true
+    // The server may have gone between its last word and now.
+    if (login.transport.closed) return this.#lost(connection, "the server closed the connection")
+    this.#settle(connection)
+    this.#ensureOpening(group)
+  }
+
+  #connectFailed(
+    group: CredentialGroup,
+    kind: ConnectFailure["kind"],
+    detail: string,
+    startedAt = this.#now()
+  ): void {
+    const now = this.#now()
+    const fault = this.#unreachable(detail)
+    this.statistics.connectFailures++
+    if (kind === "refused") {
+      const failures = (group.refusal?.failures ?? 0) + 1
+      group.refusal = { fault, failures, until: now + backoff(failures) }
+    } else {
+      const failures = (this.#outage?.failures ?? 0) + 1
+      this.#outage = {
+        // A destination that never answered is a wrong name, not one that restarts.
+        since: this.#outage?.since ?? (this.#everConnected ? startedAt : Number.NEGATIVE_INFINITY),
+        failures,
+        retryAt: now + backoff(failures),
+        fault
+      }
+    }
+    for (const waiting of this.#groups.values()) this.#refuseInVain(waiting, now)
+    this.#dropGroupIfUnused(group)
+  }
+
+  /**
+   * The fault to answer with where no connection is there or on its way and none is to be had. A destination that was there
+   * a moment ago (a restart) is waited for, ConnCreateTimeoutSecs long: only the transactions in flight fail then.
+   */
+  #inVain(group: CredentialGroup, now: number): DestinationUnreachable | null {
+    if (group.open > 0 || group.opening > 0) return null
+    if (group.refusal !== null && now < group.refusal.until) return group.refusal.fault
+    const outage = this.#outage
+    if (outage === null || (now >= outage.retryAt && this.#opening === 0)) return null
+    return now - outage.since >= this.#settings.ConnCreateTimeoutSecs * 1000 ? outage.fault : null
+  }
+
+  #refuseInVain(group: CredentialGroup, now: number): void {
+    const fault = this.#inVain(group, now)
+    if (fault === null) return
+    for (const waiter of group.queue.takeOlderThan(Number.POSITIVE_INFINITY)) waiter.client.onRefused(fault)
+  }
+
+  #unreachable(detail: string): DestinationUnreachable {
+    return new DestinationUnreachable({ destination: this.name, detail })
+  }
+
+  // ---- closing
+
+  #mustClose(connection: Connection, now: number): boolean {
+    if (this.#closing || connection.retired) return true
+    if (this.#settings.MaxOpen > 0 && this.#liveCount() > this.#settings.MaxOpen) return true
+    if (!this.#expired(connection.openedAt, this.#settings.MaxLifetimeSecs, now)) return false
+    this.statistics.maxLifetimeClosed++
+    return true
+  }
+
+  #liveCount(): number {
+    let closing = 0
+    for (const connection of this.#connections) if (connection.state === "closing") closing++
+    return this.#connections.size - closing
+  }
+
+  #expired(since: number, seconds: number, now: number): boolean {
+    return seconds > 0 && now - since >= seconds * 1000
+  }
+
+  /** In good order: Terminate, then the end; by force when that takes longer than ConnCloseTimeoutSecs. */
+  #close(connection: Connection): void {
+    if (connection.state === "closing") return
+    if (connection.state === "idle") this.#removeIdle(connection)
+    connection.state = "closing"
+    connection.deadline = this.#now() + this.#settings.ConnCloseTimeoutSecs * 1000
+    connection.transport.end(terminate)
+  }
+
+  #closeByForce(connection: Connection): void {
+    connection.transport.destroy()
+    this.#forget(connection)
+  }
+
+  /** The connection has ended by itself, or as we asked. Its lessee hears of it from the connection. */
+  #lost(connection: Connection, _reason: string): void {
+    if (connection.state === "idle") this.#removeIdle(connection)
+    this.#unhold(connection)
+    connection.state = "closing"
+    this.#forget(connection)
+  }
+
+  #forget(connection: Connection): void {
+    if (!this.#connections.delete(connection)) return
+    const group = this.#groupOf(connection)
+    group.open--
+    this.#setTenant(connection, null)
+    for (const starved of this.#starved) this.#ensureOpening(starved)
+    this.#serve(group)
+    this.#dropGroupIfUnused(group)
+    if (this.#connections.size === 0) this.#onEmpty?.()
+  }
+
+  #groupOf(connection: Connection): CredentialGroup {
+    return this.#group(connection.credential)
+  }
+
+  // ---- the passing of time
+
+  /** Called every so often: what is overdue is ended, those who could be served are. */
+  sweep(): void {
+    const now = this.#now()
+    for (const connection of this.#connections) {
+      if (connection.deadline <= now) {
+        if (connection.state === "closing") this.#closeByForce(connection)
+        else connection.giveUpConversation()
+      } else if (connection.state === "idle") this.#closeIfOverdue(connection, now)
+    }
+    const limit = now - this.#limits.AcquireTimeoutSecs * 1000
+    for (const group of this.#groups.values()) {
+      if (group.queue.length === 0) continue
+      const waiting = group.queue.length
+      for (const waiter of group.queue.takeOlderThan(limit)) {
+        this.statistics.acquireTimeouts++
+        waiter.client.onRefused(
+          this.#outage?.fault ??
+            new AcquireTimedOut({ destination: this.name, seconds: this.#limits.AcquireTimeoutSecs, waiting })
+        )
+      }
+      this.#refuseInVain(group, now)
+      this.#serve(group)
+    }
+  }
+
+  #closeIfOverdue(connection: Connection, now: number): void {
+    if (this.#expired(connection.openedAt, this.#settings.MaxLifetimeSecs, now)) this.statistics.maxLifetimeClosed++
+    else if (this.#expired(connection.idleSince, this.#settings.MaxIdletimeSecs, now)) this.statistics.maxIdleTimeClosed++
+    else return
+    this.#close(connection)
+  }
+
+  /** New settings act at once: what is idle beyond them is closed now, the rest as it comes back. */
+  configure(limits: PoolLimits): void {
+    this.#settings = limits.pool
+    this.#limits = limits.limits
+    this.#server = limits.server
+    while (this.#settings.MaxOpen > 0 && this.#liveCount() > this.#settings.MaxOpen) {
+      const longest = this.#longestIdle(() => true)
+      if (longest === null) break
+      this.#close(longest)
+    }
+    this.#closeSurplus()
+    for (const group of this.#groups.values()) if (group.queue.length > 0) this.#serve(group)
+  }
+
+  // ---- what others ask
+
+  /**
+   * The ParameterStatus messages with which a client of this tenant and these settings is greeted: what the destination
+   * reports once they hold there. Asked once, then remembered. Fails with the server's own words where it refuses a setting.
+   */
+  greeting(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
+    return Effect.suspend(() => {
+      const known = tenant.greetings.get(settings.key)
+      if (known !== undefined && known.epoch === this.#epoch) {
+        const fault = this.#inVain(tenant.group, this.#now())
+        return fault === null ? Effect.succeed(known.bytes) : Effect.fail(fault)
+      }
+      return Effect.map(this.#askParameters(tenant, settings), (bytes) => {
+        if (tenant.greetings.size >= GREETINGS_PER_TENANT) tenant.greetings.clear()
+        tenant.greetings.set(settings.key, { bytes, epoch: this.#epoch })
+        return bytes
+      })
+    })
+  }
+
+  #askParameters(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
+    return Effect.callback<Buffer, SessionFault>((resume) => {
+      const client = new ParametersClient(tenant, settings, {
+        granted: (connection) => {
+          const bytes = Buffer.concat([...connection.parameters].map(([name, value]) => parameterStatus(name, value)))
+          this.give(connection)
+          resume(Effect.succeed(bytes))
+        },
+        refused: (fault) => resume(Effect.fail(fault))
+      })
+      const connection = this.take(client)
+      if (connection !== null) client.onGranted(connection)
+      else {
+        const fault = this.wait(client)
+        if (fault !== null) resume(Effect.fail(fault))
+      }
+      return Effect.sync(() => this.leave(client))
+    })
+  }
+
+  snapshot(): PoolSnapshot {
+    let waiting = 0
+    let idle = 0
+    let closing = 0
+    for (const group of this.#groups.values()) waiting += group.queue.length
+    for (const connection of this.#connections) {
+      if (connection.state === "idle") idle++
+      else if (connection.state === "closing") closing++
+      else if (connection.state === "preparing") waiting++
+    }
+    return {
+      destHost: this.destination.label,
+      destDb: this.destination.database,
+      maxOpen: Math.max(0, this.#settings.MaxOpen),
+      open: this.#connections.size,
+      idle,
+      inUse: this.#connections.size - idle - closing,
+      closing,
+      opening: this.#opening,
+      waiting,
+      statistics: this.statistics
+    }
+  }
+
+  #now(): number {
+    return this.#clock.currentTimeMillisUnsafe()
+  }
+
+  #shutDown(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      this.#closing = true
+      for (const group of this.#groups.values()) {
+        for (const waiter of group.queue.takeOlderThan(Number.POSITIVE_INFINITY)) {
+          waiter.client.onRefused(new ShuttingDown())
+        }
+      }
+      for (const connection of this.#connections) this.#close(connection)
+      if (this.#connections.size === 0) return Effect.void
+      return Effect.callback<void>((resume) => {
+        this.#onEmpty = () => resume(Effect.void)
+      }).pipe(
+        Effect.timeoutOrElse({
+          duration: `${this.#settings.ConnCloseTimeoutSecs} seconds`,
+          orElse: () =>
+            Effect.sync(() => {
+              for (const connection of this.#connections) this.#closeByForce(connection)
+            })
+        })
+      )
+    })
+  }
+}
+
+const backoff = (failures: number): number => Math.min(BACKOFF_FIRST_MS * 2 ** (failures - 1), BACKOFF_LONGEST_MS)
+
+/** A login that wants to know what the server reports: holds a connection for no longer than it takes to look. */
+class ParametersClient implements PoolClient {
+  readonly tenant: PoolTenant
+  readonly settings: ClientSettings
+  readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
+  readonly #on: { readonly granted: (connection: Connection) => void; readonly refused: (fault: SessionFault) => void }
+
+  constructor(
+    tenant: PoolTenant,
+    settings: ClientSettings,
+    on: { readonly granted: (connection: Connection) => void; readonly refused: (fault: SessionFault) => void }
+  ) {
+    this.tenant = tenant
+    this.settings = settings
+    this.#on = on
+  }
+
+  onGranted(connection: Connection): void {
+    this.#on.granted(connection)
+  }
+
+  onRefused(fault: SessionFault): void {
+    this.#on.refused(fault)
+  }
+
+  onServerData(): void {}
+  onServerDrain(): void {}
+  onServerLost(): void {}
+}

@@ -1,0 +1,67 @@
+/**
+ * A tenant as its pool knows it: the path, who waits, what is lent and what lies idle with its path set. And the group of all
+ * tenants that are logged in as the same `dest_user`, who share connections.
+ *
+ * Plain records: the Pool alone changes them.
+ */
+import type { DestinationUnreachable, SessionFault } from "../errors.ts"
+import type { Credential } from "./Credential.ts"
+import type { ClientSettings } from "./Reset.ts"
+import type { Lessee, ServerConnection } from "./ServerConnection.ts"
+import { Lane, WaitQueue, type Waiter } from "./WaitQueue.ts"
+
+export type Connection = ServerConnection<PoolTenant>
+
+/** Somebody who wants a connection for a transaction. Called in the event loop; must not throw. */
+export interface PoolClient extends Lessee {
+  readonly tenant: PoolTenant
+  readonly settings: ClientSettings
+  readonly waiter: Waiter<PoolTenant, PoolClient>
+  /** It is leased to you, with your path and settings. */
+  onGranted(connection: Connection): void
+  /** You do not wait any more. */
+  onRefused(fault: SessionFault): void
+}
+
+export class CredentialGroup {
+  readonly credential: Credential
+  readonly queue = new WaitQueue<PoolTenant, PoolClient>()
+  /** Idle connections, the longest idle first. */
+  readonly idle = new Set<Connection>()
+  /** Logged in and not closed yet. */
+  open = 0
+  /** On their way. */
+  opening = 0
+  /** Raised when its secret changed: what was begun before is not lent. */
+  generation = 0
+  /** After a login that only an operator can mend: its words, and until when it is not tried again. */
+  refusal: { readonly fault: DestinationUnreachable; readonly failures: number; readonly until: number } | null = null
+  tenants = 0
+
+  constructor(credential: Credential) {
+    this.credential = credential
+  }
+}
+
+export class PoolTenant {
+  readonly key: string
+  /** The tenant's schema, and those that are added behind it. */
+  readonly path: ReadonlyArray<string>
+  readonly group: CredentialGroup
+  /** Its clients that wait. */
+  readonly lane: Lane<PoolTenant, PoolClient> = new Lane<PoolTenant, PoolClient>(this)
+  /** Idle connections with this tenant's path, the last used at the end. */
+  readonly idle: Array<Connection> = []
+  /** Connections that it holds now. */
+  leased = 0
+  /** Sessions and connections that refer to it. */
+  references = 0
+  /** ParameterStatus messages for a login with these settings, by their key. */
+  readonly greetings = new Map<string, { readonly bytes: Buffer; readonly epoch: number }>()
+
+  constructor(key: string, path: ReadonlyArray<string>, group: CredentialGroup) {
+    this.key = key
+    this.path = path
+    this.group = group
+  }
+}

@@ -1,0 +1,208 @@
+/**
+ * One connection to PostgreSQL, logged in: what is known of its session, and who hears what it says.
+ *
+ * Three kinds of listener, never two at a time: the lessee while it is leased (raw chunks, for the relay), a conversation that
+ * the pool holds with it (a tenant switch, a check), or nobody (idle, where only news may come). It never decides whose it is,
+ * never waits and never opens or closes anything but its own transport; that is the pool's.
+ */
+import type { Transport, TransportHandler } from "../net/Transport.ts"
+import { decodeError, decodeParameterStatus, isFatal, type ReceivedError } from "../protocol/Backend.ts"
+import { Backend, FrameCollector, TransactionStatus, type Frame } from "../protocol/Frame.ts"
+import type { Credential } from "./Credential.ts"
+import { noSettings, type ClientSettings, type Conversation } from "./Reset.ts"
+
+/** Who holds the connection. Called in the event loop; must not throw. */
+export interface Lessee {
+  /** Bytes from the server, valid only during the call. */
+  onServerData(chunk: Buffer): void
+  onServerDrain(): void
+  /** The connection is gone, and the pool has been told. */
+  onServerLost(reason: string): void
+}
+
+/** How a conversation ended. Only "Done" leaves the connection usable. */
+export type ConversationEnd =
+  | { readonly _tag: "Done" }
+  | { readonly _tag: "Refused"; readonly error: ReceivedError }
+  | { readonly _tag: "Lost"; readonly reason: string }
+  | { readonly _tag: "TimedOut" }
+
+/** What a login leaves behind. */
+export interface LoggedIn {
+  readonly transport: Transport
+  readonly credential: Credential
+  readonly processId: number
+  readonly secretKey: Buffer
+  readonly parameters: Map<string, string>
+}
+
+/** Longest answer to the pool's own questions; a notice that a tenant's trigger raises may be long. */
+const CONVERSATION_FRAME_LIMIT = 1024 * 1024
+
+interface RunningConversation {
+  remaining: number
+  error: ReceivedError | null
+  readonly collector: FrameCollector
+  readonly done: (end: ConversationEnd) => void
+}
+
+export type ServerState = "idle" | "leased" | "preparing" | "cancelling" | "closing"
+
+export class ServerConnection<Tenant> implements TransportHandler {
+  readonly transport: Transport
+  readonly credential: Credential
+  readonly processId: number
+  readonly secretKey: Buffer
+  /** As the server last reported them. */
+  readonly parameters: Map<string, string>
+  readonly openedAt: number
+  state: ServerState = "idle"
+  /** Not to be lent any more: closed when it comes back. */
+  retired = false
+  idleSince: number
+  /** Whose path it carries; null until the first switch. */
+  tenant: Tenant | null = null
+  /** For whom it is leased or being prepared. */
+  holder: Tenant | null = null
+  settings: ClientSettings = noSettings
+  /** False where a client ran SET, RESET, DISCARD or the like: then all of its state is set anew before it is lent. */
+  stateKnown = false
+  /** Transactions since its last tenant switch. */
+  turns = 0
+  /** Statements that it has prepared: what they say, to the name they have there. In order of use. */
+  readonly statements = new Map<string, string>()
+  cancelsInFlight = 0
+  /** When what it is at must be over, on the clock's milliseconds. */
+  deadline = Number.POSITIVE_INFINITY
+  lessee: Lessee | null = null
+  readonly #onLost: (connection: ServerConnection<Tenant>, reason: string) => void
+  #conversation: RunningConversation | null = null
+  readonly #idleCollector = new FrameCollector(CONVERSATION_FRAME_LIMIT)
+  #lastWords: ReceivedError | null = null
+
+  constructor(
+    login: LoggedIn,
+    now: number,
+    onLost: (connection: ServerConnection<Tenant>, reason: string) => void
+  ) {
+    this.transport = login.transport
+    this.credential = login.credential
+    this.processId = login.processId
+    this.secretKey = login.secretKey
+    this.parameters = login.parameters
+    this.openedAt = now
+    this.idleSince = now
+    this.#onLost = onLost
+    this.transport.handler = this
+  }
+
+  /** Writes, and hears the answers until the last ReadyForQuery or an end of another kind. */
+  converse(conversation: Conversation, deadline: number, done: (end: ConversationEnd) => void): void {
+    this.deadline = deadline
+    this.#conversation = {
+      remaining: conversation.readyForQueries,
+      error: null,
+      collector: new FrameCollector(CONVERSATION_FRAME_LIMIT),
+      done
+    }
+    this.transport.write(conversation.bytes)
+  }
+
+  /** The conversation's deadline has passed. The connection is in doubt then. */
+  giveUpConversation(): void {
+    this.#endConversation({ _tag: "TimedOut" })
+  }
+
+  /** Nothing of an earlier session is left: what DISCARD ALL has dropped is dropped here too. */
+  forgetSession(): void {
+    this.statements.clear()
+    this.turns = 0
+  }
+
+  onData(chunk: Buffer): void {
+    if (this.lessee !== null) {
+      this.lessee.onServerData(chunk)
+      return
+    }
+    const conversation = this.#conversation
+    const frames = (conversation === null ? this.#idleCollector : conversation.collector).push(chunk)
+    if (frames === null) return this.#lose("the server sent an impossible message length")
+    for (const frame of frames) {
+      if (conversation === null) this.#hearWhileIdle(frame)
+      else this.#hear(conversation, frame)
+    }
+  }
+
+  onDrain(): void {
+    this.lessee?.onServerDrain()
+  }
+
+  onClose(reason: string | null): void {
+    this.#lose(
+      this.#lastWords === null
+        ? (reason ?? "the server closed the connection")
+        : `${this.#lastWords.sqlState} ${this.#lastWords.message}`
+    )
+  }
+
+  #hear(conversation: RunningConversation, frame: Frame): void {
+    switch (frame.type) {
+      case Backend.readyForQuery:
+        if (--conversation.remaining > 0) return
+        if (conversation.error !== null) this.#endConversation({ _tag: "Refused", error: conversation.error })
+        else if (frame.body[0] === TransactionStatus.idle) this.#endConversation({ _tag: "Done" })
+        else this.#lose("the server was in a transaction when it should have been idle")
+        return
+      case Backend.errorResponse:
+        conversation.error ??= this.#hearError(frame)
+        return
+      case Backend.parameterStatus:
+        this.#hearParameter(frame)
+    }
+  }
+
+  /** Between leases a server speaks only of its own accord. */
+  #hearWhileIdle(frame: Frame): void {
+    switch (frame.type) {
+      case Backend.parameterStatus:
+        return this.#hearParameter(frame)
+      case Backend.noticeResponse:
+      case Backend.notificationResponse:
+        return
+      case Backend.errorResponse:
+        this.#hearError(frame)
+        return
+      default:
+        // An answer that nobody waits for: whatever it belongs to, the next lessee must not read it as its own.
+        this.#lose("the server answered more than it was asked")
+    }
+  }
+
+  #hearParameter(frame: Frame): void {
+    const parameter = decodeParameterStatus(frame.body)
+    if (parameter !== null) this.parameters.set(parameter[0], parameter[1])
+  }
+
+  #hearError(frame: Frame): ReceivedError {
+    const error = decodeError(frame.body)
+    if (isFatal(error)) this.#lastWords = error
+    return error
+  }
+
+  #endConversation(end: ConversationEnd): void {
+    const conversation = this.#conversation
+    if (conversation === null) return
+    this.#conversation = null
+    this.deadline = Number.POSITIVE_INFINITY
+    conversation.done(end)
+  }
+
+  #lose(reason: string): void {
+    const lessee = this.lessee
+    this.lessee = null
+    this.transport.destroy()
+    this.#endConversation({ _tag: "Lost", reason })
+    this.#onLost(this, reason)
+    lessee?.onServerLost(reason)
+  }
+}

@@ -1,0 +1,221 @@
+/**
+ * Opens a connection to PostgreSQL and logs in: dial, startup packet, proof of the password, until ReadyForQuery.
+ *
+ * One attempt, no retries and no timeout of its own (the pool's). Interruption at any moment closes the socket. The server is
+ * not trusted with the password before it has shown what it may have: see `Policy`.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { createHash, pbkdf2, randomBytes } from "node:crypto"
+import { ByteReader, type ReadFailure } from "../net/ByteReader.ts"
+import type { Network } from "../net/Network.ts"
+import type { Transport } from "../net/Transport.ts"
+import {
+  decodeAuthentication,
+  decodeBackendKeyData,
+  decodeError,
+  decodeParameterStatus,
+  type AuthenticationRequest
+} from "../protocol/Backend.ts"
+import { Backend } from "../protocol/Frame.ts"
+import { passwordMessage, saslInitialResponse, saslResponse, startupMessage } from "../protocol/Frontend.ts"
+import * as Scram from "../protocol/Scram.ts"
+import type { Credential } from "./Credential.ts"
+import type { LoggedIn } from "./ServerConnection.ts"
+
+/** Messages during a login are short; PostgreSQL's own clients take up to 30 000 bytes. */
+const LOGIN_FRAME_LIMIT = 64 * 1024
+
+/**
+ * A floor under everything: startup values outrank `ALTER ROLE … SET` and are what RESET and DISCARD return to. Whatever goes
+ * wrong falls to no schema at all, never to a neighbour's.
+ */
+const safeFloor: ReadonlyArray<readonly [string, string]> = [
+  ["search_path", ""],
+  ["standard_conforming_strings", "on"],
+  ["client_encoding", "UTF8"]
+]
+
+/** What a server may ask for. */
+export interface Policy {
+  /** No password at all, although one is configured: it might be anyone's server. */
+  readonly allowTrust: boolean
+  /** The password in clear text over a connection that others may read. */
+  readonly allowClearText: boolean
+}
+
+/** Why no connection came of it. */
+export class ConnectFailure extends Data.TaggedError("ConnectFailure")<{
+  /**
+   * `unreachable`: may be otherwise in a moment (down, starting, full). `refused`: will not be otherwise until somebody
+   * changes something (password, database, policy).
+   */
+  readonly kind: "unreachable" | "refused"
+  /** Words for the log; the server's own where it gave some. */
+  readonly detail: string
+}> {
+  override get message() {
+    return this.detail
+  }
+}
+
+const refused = (detail: string) => new ConnectFailure({ kind: "refused", detail })
+const unreachable = (detail: string) => new ConnectFailure({ kind: "unreachable", detail })
+
+const lost = (failure: ReadFailure): ConnectFailure =>
+  failure._tag === "BadLength"
+    ? refused("what answers there does not speak PostgreSQL's protocol")
+    : unreachable(failure.reason ?? "the server closed the connection during the login")
+
+/** Classes of SQLSTATE that only an operator can mend: authorization, no such database or role's setting, configuration. */
+const lasting = /^(28|3D|42|22|0A)/
+
+export interface Target {
+  readonly host: string
+  readonly port: number
+  readonly database: string
+}
+
+export const openAndLogIn = (
+  network: Network["Service"],
+  target: Target,
+  credential: Credential,
+  policy: Policy
+): Effect.Effect<LoggedIn, ConnectFailure> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(restore(Effect.mapError(network.connect(target), unreachable)), (transport) =>
+      restore(logIn(transport, target.database, credential, policy)).pipe(
+        Effect.onError(() => Effect.sync(() => transport.destroy()))
+      )
+    )
+  )
+
+const logIn = Effect.fnUntraced(function* (
+  transport: Transport,
+  database: string,
+  credential: Credential,
+  policy: Policy
+): Effect.fn.Return<LoggedIn, ConnectFailure> {
+  const reader = new ByteReader(transport)
+  transport.write(startupMessage([["user", credential.user], ["database", database], ...safeFloor]))
+  yield* authenticate(reader, transport, credential, policy)
+  return yield* untilReady(reader, transport, credential)
+})
+
+/** The next message that belongs to the login; notices are passed over, an error ends it. */
+const nextFrame = Effect.fnUntraced(function* (reader: ByteReader) {
+  while (true) {
+    const frame = yield* Effect.mapError(reader.frame(LOGIN_FRAME_LIMIT), lost)
+    if (frame.type === Backend.noticeResponse) continue
+    if (frame.type !== Backend.errorResponse) return frame
+    const error = decodeError(frame.body)
+    return yield* new ConnectFailure({
+      kind: lasting.test(error.sqlState) ? "refused" : "unreachable",
+      detail: `${error.sqlState} ${error.message}`
+    })
+  }
+})
+
+const nextAuthentication = Effect.fnUntraced(function* (
+  reader: ByteReader
+): Effect.fn.Return<AuthenticationRequest, ConnectFailure> {
+  const frame = yield* nextFrame(reader)
+  const request = frame.type === Backend.authentication ? decodeAuthentication(frame.body) : null
+  return request ?? (yield* refused("what answers there does not speak PostgreSQL's protocol"))
+})
+
+const authenticate = Effect.fnUntraced(function* (
+  reader: ByteReader,
+  transport: Transport,
+  credential: Credential,
+  policy: Policy
+): Effect.fn.Return<void, ConnectFailure> {
+  const request = yield* nextAuthentication(reader)
+  const password = Redacted.value(credential.password)
+  switch (request._tag) {
+    case "Ok":
+      if (policy.allowTrust) return
+      return yield* refused(
+        "the server asked for no password although one is configured (ServerSettings.AllowTrust is false)"
+      )
+    case "CleartextPassword":
+      if (!transport.local && !policy.allowClearText) {
+        return yield* refused(
+          "the server asked for the password in clear text over an open connection (ServerSettings.AllowClearText is false)"
+        )
+      }
+      transport.write(passwordMessage(password))
+      break
+    case "Md5Password":
+      transport.write(passwordMessage(md5Response(credential.user, password, request.salt)))
+      break
+    case "Sasl":
+      if (!request.mechanisms.includes("SCRAM-SHA-256")) {
+        return yield* refused(`the server offers no SASL mechanism that is known here: ${request.mechanisms.join(", ")}`)
+      }
+      yield* scram(reader, transport, password)
+      break
+    default:
+      return yield* refused("the server asks for a kind of authentication that is not supported")
+  }
+  const answer = yield* nextAuthentication(reader)
+  if (answer._tag !== "Ok") return yield* refused("the server did not end the authentication as it should")
+})
+
+/** Chapter "Authentication": "md5" and the hash of (hash of password and user) and salt. */
+const md5Response = (user: string, password: string, salt: Buffer): string => {
+  const md5 = (...parts: ReadonlyArray<string | Buffer>) => {
+    const hash = createHash("md5")
+    for (const part of parts) hash.update(part)
+    return hash.digest("hex")
+  }
+  return `md5${md5(md5(password, user), salt)}`
+}
+
+const scram = Effect.fnUntraced(function* (
+  reader: ByteReader,
+  transport: Transport,
+  password: string
+): Effect.fn.Return<void, ConnectFailure> {
+  const nonce = randomBytes(18).toString("base64")
+  transport.write(saslInitialResponse("SCRAM-SHA-256", Scram.clientFirst(nonce)))
+  const challenge = yield* nextAuthentication(reader)
+  const first = challenge._tag === "SaslContinue" ? Scram.decodeServerFirst(nonce, challenge.data) : null
+  if (first === null) return yield* refused("the server's SCRAM challenge is malformed or asks for too much work")
+  const final = Scram.clientFinal(nonce, first, yield* saltedPassword(password, first))
+  transport.write(saslResponse(final.message))
+  const outcome = yield* nextAuthentication(reader)
+  if (outcome._tag !== "SaslFinal" || !Scram.verifyServerFinal(final.serverSignature, outcome.data)) {
+    return yield* refused("the server did not prove that it knows the password (SCRAM signature)")
+  }
+})
+
+/** On the thread pool: 4096 iterations are 1.8 ms that the event loop has not. */
+const saltedPassword = (password: string, first: Scram.ServerFirst): Effect.Effect<Buffer, ConnectFailure> =>
+  Effect.callback((resume) => {
+    pbkdf2(password.normalize("NFKC"), first.salt, first.iterations, 32, "sha256", (error, key) =>
+      resume(error === null ? Effect.succeed(key) : Effect.fail(refused("the SCRAM key could not be derived")))
+    )
+  })
+
+const untilReady = Effect.fnUntraced(function* (
+  reader: ByteReader,
+  transport: Transport,
+  credential: Credential
+): Effect.fn.Return<LoggedIn, ConnectFailure> {
+  const parameters = new Map<string, string>()
+  let key: { readonly processId: number; readonly secretKey: Buffer } | null = null
+  while (true) {
+    const frame = yield* nextFrame(reader)
+    if (frame.type === Backend.parameterStatus) {
+      const parameter = decodeParameterStatus(frame.body)
+      if (parameter !== null) parameters.set(parameter[0], parameter[1])
+    } else if (frame.type === Backend.backendKeyData) {
+      key = decodeBackendKeyData(frame.body)
+    } else if (frame.type === Backend.readyForQuery) {
+      const { processId, secretKey } = key ?? { processId: 0, secretKey: Buffer.alloc(4) }
+      return { transport, credential, processId, secretKey, parameters }
+    }
+  }
+})

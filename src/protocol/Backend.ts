@@ -1,0 +1,142 @@
+/**
+ * Messages of the backend: those that Perseus sends to its clients, and the few of a server's that it has to understand.
+ *
+ * Pure: data to bytes and bytes to data. Decoders take a body (no type, no length), keep nothing and never throw on what a
+ * peer sent; what they cannot read is null.
+ */
+import { cString, frame, int32 } from "./Encoder.ts"
+import { Backend, indexOfNul, TransactionStatus } from "./Frame.ts"
+
+// ---- to clients
+
+export const authenticationOk: Buffer = frame(Backend.authentication, int32(0))
+export const authenticationCleartextPassword: Buffer = frame(Backend.authentication, int32(3))
+export const parseComplete: Buffer = frame(Backend.parseComplete)
+export const closeComplete: Buffer = frame(Backend.closeComplete)
+export const readyForQueryIdle: Buffer = frame(Backend.readyForQuery, Buffer.of(TransactionStatus.idle))
+
+export const parameterStatus = (name: string, value: string): Buffer =>
+  frame(Backend.parameterStatus, cString(name), cString(value))
+
+/** `secretKey`: 4 bytes in protocol 3.0. */
+export const backendKeyData = (processId: number, secretKey: Uint8Array): Buffer =>
+  frame(Backend.backendKeyData, int32(processId), secretKey)
+
+/** Newest version that we speak, and the protocol options that we do not know. */
+export const negotiateProtocolVersion = (version: number, unknownOptions: ReadonlyArray<string>): Buffer =>
+  frame(
+    Backend.negotiateProtocolVersion,
+    int32(version),
+    int32(unknownOptions.length),
+    ...unknownOptions.map((option) => cString(option))
+  )
+
+/** The fields of ErrorResponse that Perseus sets; chapter "Error and Notice Message Fields". */
+export interface ErrorFields {
+  readonly severity: "FATAL" | "ERROR"
+  readonly sqlState: string
+  readonly message: string
+  readonly hint?: string | null | undefined
+}
+
+export const errorResponse = (fields: ErrorFields): Buffer => {
+  const parts = [
+    cString(`S${fields.severity}`),
+    cString(`V${fields.severity}`),
+    cString(`C${fields.sqlState}`),
+    cString(`M${fields.message}`)
+  ]
+  if (fields.hint !== undefined && fields.hint !== null) parts.push(cString(`H${fields.hint}`))
+  parts.push(Buffer.of(0))
+  return frame(Backend.errorResponse, ...parts)
+}
+
+// ---- from servers
+
+/** What an ErrorResponse or NoticeResponse says. Any field may be missing: CVE-2026-6666 was a pooler that trusted one. */
+export interface ReceivedError {
+  readonly severity: string
+  readonly sqlState: string
+  readonly message: string
+}
+
+export const decodeError = (body: Buffer): ReceivedError => {
+  let localized = ""
+  let severity = ""
+  let sqlState = "XX000"
+  let message = ""
+  let at = 0
+  while (at < body.length && body[at] !== 0) {
+    const end = indexOfNul(body, at + 1, body.length)
+    const text = body.toString("utf8", at + 1, end === -1 ? body.length : end)
+    switch (body[at]) {
+      case 0x53: // S, translated on some servers
+        localized = text
+        break
+      case 0x56: // V
+        severity = text
+        break
+      case 0x43: // C
+        sqlState = text
+        break
+      case 0x4d: // M
+        message = text
+        break
+    }
+    if (end === -1) break
+    at = end + 1
+  }
+  return { severity: severity === "" ? localized : severity, sqlState, message }
+}
+
+/** True where the server is about to close the connection. */
+export const isFatal = (error: ReceivedError): boolean => error.severity === "FATAL" || error.severity === "PANIC"
+
+export const decodeParameterStatus = (body: Buffer): readonly [name: string, value: string] | null => {
+  const nameEnd = indexOfNul(body, 0, body.length)
+  if (nameEnd < 1) return null
+  const valueEnd = indexOfNul(body, nameEnd + 1, body.length)
+  if (valueEnd === -1) return null
+  return [body.toString("utf8", 0, nameEnd), body.toString("utf8", nameEnd + 1, valueEnd)]
+}
+
+export const decodeBackendKeyData = (body: Buffer): { readonly processId: number; readonly secretKey: Buffer } | null =>
+  body.length < 8 || body.length > 260
+    ? null
+    : { processId: body.readInt32BE(0), secretKey: Buffer.from(body.subarray(4)) }
+
+export type AuthenticationRequest =
+  | { readonly _tag: "Ok" }
+  | { readonly _tag: "CleartextPassword" }
+  | { readonly _tag: "Md5Password"; readonly salt: Buffer }
+  | { readonly _tag: "Sasl"; readonly mechanisms: ReadonlyArray<string> }
+  | { readonly _tag: "SaslContinue"; readonly data: string }
+  | { readonly _tag: "SaslFinal"; readonly data: string }
+  | { readonly _tag: "Unsupported"; readonly code: number }
+
+export const decodeAuthentication = (body: Buffer): AuthenticationRequest | null => {
+  if (body.length < 4) return null
+  const code = body.readUInt32BE(0)
+  switch (code) {
+    case 0:
+      return { _tag: "Ok" }
+    case 3:
+      return { _tag: "CleartextPassword" }
+    case 5:
+      return body.length === 8 ? { _tag: "Md5Password", salt: Buffer.from(body.subarray(4)) } : null
+    case 10:
+      return {
+        _tag: "Sasl",
+        mechanisms: body
+          .toString("utf8", 4)
+          .split("\0")
+          .filter((name) => name !== "")
+      }
+    case 11:
+      return { _tag: "SaslContinue", data: body.toString("utf8", 4) }
+    case 12:
+      return { _tag: "SaslFinal", data: body.toString("utf8", 4) }
+    default:
+      return { _tag: "Unsupported", code }
+  }
+}

@@ -1,0 +1,199 @@
+/**
+ * A client's named statements, wherever it is served: what each name says is remembered here, and prepared on a server
+ * connection when it is first needed there, under a name that all clients share who said the same.
+ *
+ * A statement is shared only within one tenant (a tenant switch drops all of a connection's statements, and what a plan reads
+ * depends on the search path) and under the same settings (`'01/02/2020'::date` is fixed when it is parsed). Unnamed
+ * statements pass untouched. Pure bookkeeping; the relay writes what this says.
+ */
+import { createHash, randomBytes } from "node:crypto"
+import { closeComplete, parseComplete } from "../protocol/Backend.ts"
+import { frame, cString } from "../protocol/Encoder.ts"
+import { Frontend, HEADER_LENGTH, indexOfNul } from "../protocol/Frame.ts"
+import { closeStatement, parse } from "../protocol/Frontend.ts"
+import type { Connection } from "../pool/PoolTenant.ts"
+import { Answer, entries, Expected, type Entry, type Expectations } from "./Expectations.ts"
+
+/** Statements that one client may have, and their bytes: more is a leak in the application. */
+export const MAX_STATEMENTS_PER_CLIENT = 10_000
+export const MAX_STATEMENT_BYTES_PER_CLIENT = 16 * 1024 * 1024
+
+/** Kept on one server connection; the one unused longest is closed for the next. PostgreSQL needs 5 to 50 kB for each. */
+const MAX_STATEMENTS_PER_CONNECTION = 200
+
+/** Nobody can guess the names that stand on a server connection, so no client can name another's statement. */
+const serverNamePrefix = `perseus_${randomBytes(6).toString("hex")}_`
+let serverNames = 0
+
+interface Statement {
+  /** Query text and parameter types, as they stood in the client's Parse. */
+  readonly rest: Buffer
+  readonly digest: string
+}
+
+/** What the relay is to write for a client's message, in this order; empty: nothing. */
+export type Rewritten = ReadonlyArray<Buffer>
+
+export class PreparedStatements {
+  readonly #byName = new Map<string, Statement>()
+  #bytes = 0
+
+  get size(): number {
+    return this.#byName.size
+  }
+
+  clear(): void {
+    this.#byName.clear()
+    this.#bytes = 0
+  }
+
+  /** True where one more statement of this length would be too many. */
+  wouldExceed(length: number): boolean {
+    return this.#byName.size >= MAX_STATEMENTS_PER_CLIENT || this.#bytes + length > MAX_STATEMENT_BYTES_PER_CLIENT
+  }
+
+  /** A whole Parse with a name. */
+  parse(message: Buffer, connection: Connection, expectations: Expectations): Rewritten {
+    const nameEnd = indexOfNul(message, HEADER_LENGTH, message.length)
+    if (nameEnd === -1) return this.#asItIs(message, entries.parse, expectations)
+    const name = nameOf(message, HEADER_LENGTH, nameEnd)
+    const before = this.#byName.get(name)
+    if (before !== undefined) {
+      // The server itself is to say that the name is taken (42P05), so that the transaction fails there as well.
+      const [serverName, first] = this.#ensure(before, connection, expectations)
+      expectations.pushExtended(entries.parse)
+      return [...first, parse(serverName, message.subarray(nameEnd + 1))]
+    }
+    const rest = Buffer.from(message.subarray(nameEnd + 1))
+    const statement: Statement = { rest, digest: createHash("sha256").update(rest).digest("base64") }
+    this.#remember(name, statement)
+    const key = keyOn(connection, statement)
+    const known = connection.statements.has(key)
+    const first = known ? [] : this.#makeRoom(connection, expectations)
+    const serverName = this.#use(key, connection)
+    expectations.pushExtended({
+      expected: Expected.parse,
+      answer: known ? Answer.makeUp : Answer.forward,
+      bytes: known ? parseComplete : null,
+      onSkipped: () => {
+        this.#forget(name)
+        if (!known) connection.statements.delete(key)
+      }
+    })
+    return known ? [] : [...first, parse(serverName, rest)]
+  }
+
+  /** Bind: `message` reaches at least to the end of both names, `length` is its length word; the rest follows as it is. */
+  bind(message: Buffer, length: number, connection: Connection, expectations: Expectations): Rewritten {
+    const portalEnd = indexOfNul(message, HEADER_LENGTH, message.length)
+    const nameEnd = indexOfNul(message, portalEnd + 1, message.length)
+    const statement = this.#byName.get(nameOf(message, portalEnd + 1, nameEnd))
+    if (statement === undefined) return this.#asItIs(message, entries.bind, expectations)
+    const [serverName, first] = this.#ensure(statement, connection, expectations)
+    expectations.pushExtended(entries.bind)
+    const serverNameBytes = cString(serverName)
+    const header = Buffer.allocUnsafe(HEADER_LENGTH)
+    header[0] = Frontend.bind
+    // The limit on a Bind's length leaves room for the longer name: it cannot wrap.
+    header.writeUInt32BE(length + serverNameBytes.length - (nameEnd - portalEnd), 1)
+    return [
+      ...first,
+      header,
+      Buffer.from(message.subarray(HEADER_LENGTH, portalEnd + 1)),
+      serverNameBytes,
+      Buffer.from(message.subarray(nameEnd + 1))
+    ]
+  }
+
+  /** A whole Describe of a named statement. */
+  describe(message: Buffer, connection: Connection, expectations: Expectations): Rewritten {
+    const statement = this.#byName.get(nameOf(message, HEADER_LENGTH + 1, message.length - 1))
+    if (statement === undefined) return this.#asItIs(message, entries.describe, expectations)
+    const [serverName, first] = this.#ensure(statement, connection, expectations)
+    expectations.pushExtended(entries.describe)
+    return [...first, frame(Frontend.describe, Buffer.of(0x53), cString(serverName))]
+  }
+
+  /** A whole Close of a named statement: only this client's name goes, others may use what it says. */
+  close(message: Buffer, expectations: Expectations): Rewritten {
+    const name = nameOf(message, HEADER_LENGTH + 1, message.length - 1)
+    const statement = this.#byName.get(name)
+    if (statement === undefined) return this.#asItIs(message, entries.close, expectations)
+    this.#forget(name)
+    expectations.pushExtended({
+      expected: Expected.close,
+      answer: Answer.makeUp,
+      bytes: closeComplete,
+      onSkipped: () => this.#remember(name, statement)
+    })
+    return []
+  }
+
+  /** Close of a named statement while nothing is leased. */
+  closeWithoutLease(message: Buffer): void {
+    this.#forget(nameOf(message, HEADER_LENGTH + 1, message.length - 1))
+  }
+
+  #asItIs(message: Buffer, entry: Entry, expectations: Expectations): Rewritten {
+    expectations.pushExtended(entry)
+    return [Buffer.from(message)]
+  }
+
+  #remember(name: string, statement: Statement): void {
+    this.#byName.set(name, statement)
+    this.#bytes += statement.rest.length
+  }
+
+  #forget(name: string): void {
+    const statement = this.#byName.get(name)
+    if (statement === undefined) return
+    this.#byName.delete(name)
+    this.#bytes -= statement.rest.length
+  }
+
+  /** The statement's name on this connection, and what must be written first for it to be there. */
+  #ensure(
+    statement: Statement,
+    connection: Connection,
+    expectations: Expectations
+  ): readonly [serverName: string, first: Rewritten] {
+    const key = keyOn(connection, statement)
+    if (connection.statements.has(key)) return [this.#use(key, connection), []]
+    const first = this.#makeRoom(connection, expectations)
+    const serverName = this.#use(key, connection)
+    expectations.pushExtended({
+      expected: Expected.parse,
+      answer: Answer.drop,
+      bytes: null,
+      onSkipped: () => connection.statements.delete(key)
+    })
+    return [serverName, [...first, parse(serverName, statement.rest)]]
+  }
+
+  /** Its name there, now the one used last. */
+  #use(key: string, connection: Connection): string {
+    const name = connection.statements.get(key) ?? `${serverNamePrefix}${++serverNames}`
+    connection.statements.delete(key)
+    connection.statements.set(key, name)
+    return name
+  }
+
+  /** Closes the statement unused longest where the connection has all that it may have. */
+  #makeRoom(connection: Connection, expectations: Expectations): Rewritten {
+    if (connection.statements.size < MAX_STATEMENTS_PER_CONNECTION) return []
+    const [key, name] = connection.statements.entries().next().value!
+    connection.statements.delete(key)
+    expectations.pushExtended({
+      expected: Expected.close,
+      answer: Answer.drop,
+      bytes: null,
+      onSkipped: () => connection.statements.set(key, name)
+    })
+    return [closeStatement(name)]
+  }
+}
+
+/** Names are compared byte by byte. */
+const nameOf = (message: Buffer, from: number, end: number): string => message.toString("latin1", from, end)
+
+const keyOn = (connection: Connection, statement: Statement): string => `${connection.settings.key}\0${statement.digest}`

@@ -1,0 +1,700 @@
+/**
+ * The byte pump of one logged-in session: takes a server connection when the client asks for something, moves bytes both ways,
+ * and gives the connection back at the transaction's border.
+ *
+ * Plain callbacks; the session's fiber sleeps in one `Effect.callback` and wakes only when the session ends. Rows are never
+ * decoded: frame borders are found, the original bytes go on, one write a chunk. The relay owns the client's transport from
+ * the greeting on, and the leased connection between `take` and `give`; whoever ends the session calls `dispose`, which gives
+ * back or closes what is held, whatever state it is in.
+ */
+import type { LimitSettings } from "../config/PerseusConfig.ts"
+import {
+  CancelledWhileWaiting,
+  FeatureNotSupported,
+  IdleInTransactionTimedOut,
+  ProtocolViolation,
+  QueryTimedOut,
+  ServerConnectionLost,
+  type SessionFault
+} from "../errors.ts"
+import type { Transport, TransportHandler } from "../net/Transport.ts"
+import type { Pool } from "../pool/Pool.ts"
+import type { Connection, PoolClient, PoolTenant } from "../pool/PoolTenant.ts"
+import type { ClientSettings } from "../pool/Reset.ts"
+import { Waiter } from "../pool/WaitQueue.ts"
+import { closeComplete, decodeError, errorResponse, isFatal, readyForQueryIdle } from "../protocol/Backend.ts"
+import {
+  Backend,
+  Frontend,
+  frontendLimits,
+  HEADER_LENGTH,
+  indexOfNul,
+  lengthAt,
+  TransactionStatus
+} from "../protocol/Frame.ts"
+import { CommandTags } from "./CommandTags.ts"
+import { entries, Expectations } from "./Expectations.ts"
+import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
+
+/**
+ * A message shorter than this is kept until it is whole before a connection is taken for it: a client that sends half of one
+ * and stops holds nothing. Longer ones stream.
+ */
+const WHOLE_MESSAGE_LIMIT = 16 * 1024
+/** While it waits for a connection a client may send this much more; then it is not read until it has one. */
+const HELD_LIMIT = 64 * 1024
+/** A server's message whose body matters (ReadyForQuery, CommandComplete, ParameterStatus, an error) is kept up to this. */
+const CARRIED_LIMIT = 64 * 1024
+
+/** What a session tells the outside, counted for all sessions together. */
+export interface RelayCounters {
+  transactions: number
+  errorsBySqlState: Map<string, number>
+}
+
+export interface RelayOptions {
+  readonly client: Transport
+  readonly pool: Pool
+  readonly tenant: PoolTenant
+  readonly settings: ClientSettings
+  readonly limits: () => LimitSettings
+  readonly now: () => number
+  readonly counters: RelayCounters
+  /** Called once: null when the client has left, a fault when the session cannot go on. */
+  readonly onEnd: (fault: SessionFault | null) => void
+}
+
+export type RelayState = "idle" | "waiting" | "active" | "ended"
+
+export class Relay implements TransportHandler, PoolClient {
+  settings: ClientSettings
+  readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
+  readonly #client: Transport
+  #pool: Pool
+  #tenant: PoolTenant
+  readonly #limits: () => LimitSettings
+  readonly #now: () => number
+  readonly #counters: RelayCounters
+  readonly #onEnd: (fault: SessionFault | null) => void
+  readonly #expectations = new Expectations()
+  readonly #statements = new PreparedStatements()
+
+  #server: Connection | null = null
+  #waiting = false
+  #ended = false
+  /** Terminate has come: what was asked before it is still answered for. */
+  #terminating = false
+  /** The client's end of the stream is gone. */
+  #clientGone = false
+  /** To be said at the transaction's border. */
+  #endAtBorder: SessionFault | null = null
+  /** Where the session goes at its next lease: its row has changed. */
+  #next: { readonly pool: Pool; readonly tenant: PoolTenant } | null = null
+
+  /** Bytes of the client that were not forwarded: a part of a message, or all that came while it waited. */
+  #held: Buffer | null = null
+  /** Bytes of a client's message still to come, which are forwarded (leased) or dropped (not leased). */
+  #clientRest = 0
+  /** An extended batch was refused: all is dropped up to its Sync. */
+  #droppingToSync = false
+
+  /** The unfinished message of the server's whose body matters. */
+  #serverCarry: Buffer | null = null
+  /** Bytes of a server's message that streams through, and its type. */
+  #serverRest = 0
+  #serverRestType = 0
+  #status: number = TransactionStatus.idle
+  /** The server has said FATAL: its words have gone to the client, so ours are not needed. */
+  #serverSaidFatal = false
+
+  #clientPaused = false
+  #serverPaused = false
+  /** The client does not take what it is sent. */
+  #clientStalled = false
+  #busySince = 0
+  #idleSince = 0
+
+  constructor(options: RelayOptions) {
+    this.#client = options.client
+    this.#pool = options.pool
+    this.#tenant = options.tenant
+    this.settings = options.settings
+    this.#limits = options.limits
+    this.#now = options.now
+    this.#counters = options.counters
+    this.#onEnd = options.onEnd
+  }
+
+  get tenant(): PoolTenant {
+    return this.#tenant
+  }
+
+  get state(): RelayState {
+    if (this.#ended) return "ended"
+    if (this.#server !== null) return "active"
+    return this.#waiting ? "waiting" : "idle"
+  }
+
+  /** Takes over the transport; `rest` is what the client had sent behind its password. */
+  start(rest: Buffer): void {
+    this.#client.handler = this
+    if (this.#client.closed) this.#end(null)
+    else if (rest.length > 0) this.onData(rest)
+  }
+
+  // ---- from the client
+
+  onData(chunk: Buffer): void {
+    if (this.#ended || this.#terminating) return
+    if (this.#server !== null) return this.#forward(chunk)
+    this.#held = this.#held === null ? Buffer.from(chunk) : Buffer.concat([this.#held, chunk])
+    if (!this.#waiting) this.#advance()
+    else if (this.#held.length > HELD_LIMIT) this.#pauseClient()
+  }
+
+  onDrain(): void {
+    this.#clientStalled = false
+    if (this.#serverPaused) this.#resumeServer()
+    if (this.#server === null && !this.#waiting) this.#resumeClient()
+  }
+
+  onClose(): void {
+    this.#clientGone = true
+    // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
+    if (!(this.#terminating && this.#server !== null && this.#expectations.serverBusy)) this.#end(null)
+  }
+
+  /** Without a lease: answers what needs no server, and takes one for the first message that does. */
+  #advance(): void {
+    while (this.#held !== null && this.#server === null && !this.#waiting && !this.#ended && !this.#terminating) {
+      const held = this.#held
+      if (this.#clientRest > 0) {
+        const dropped = Math.min(this.#clientRest, held.length)
+        this.#clientRest -= dropped
+        this.#keep(held, dropped)
+        continue
+      }
+      if (held.length < HEADER_LENGTH) return
+      const type = held[0]!
+      const length = lengthAt(held, 1)
+      if (!this.#isLegal(type, length)) return
+      const whole = held.length > length
+      if (!whole && length < WHOLE_MESSAGE_LIMIT) return
+      if (!this.#answerAlone(type, held, length)) {
+        if (!this.#acquire()) this.#refuseHeld(type, length)
+      }
+    }
+  }
+
+  /** Ends the session where the message cannot be one. */
+  #isLegal(type: number, length: number): boolean {
+    const limit = frontendLimits[type]!
+    if (limit !== 0 && length >= 4 && length <= limit) return true
+    this.#end(
+      new ProtocolViolation({
+        detail: limit === 0 ? `message type 0x${type.toString(16)} is not expected here` : "impossible message length"
+      })
+    )
+    return false
+  }
+
+  /** True where the message is dealt with here, without a server. */
+  #answerAlone(type: number, held: Buffer, length: number): boolean {
+    switch (type) {
+      case Frontend.sync:
+        this.#droppingToSync = false
+        this.#drop(held, length)
+        this.#send(readyForQueryIdle)
+        return true
+      case Frontend.terminate:
+        this.#end(null)
+        return true
+      case Frontend.flush:
+      case Frontend.copyData:
+      case Frontend.copyDone:
+      case Frontend.copyFail:
+        // Late data of a COPY that failed: PostgreSQL drops them too.
+        this.#drop(held, length)
+        return true
+      case Frontend.close:
+        if (this.#droppingToSync) break
+        if (held[HEADER_LENGTH] === 0x53) this.#statements.closeWithoutLease(held.subarray(0, length + 1))
+        this.#drop(held, length)
+        this.#send(closeComplete)
+        return true
+    }
+    if (!this.#droppingToSync) return false
+    this.#drop(held, length)
+    return true
+  }
+
+  #drop(held: Buffer, length: number): void {
+    const here = Math.min(held.length, length + 1)
+    this.#clientRest = length + 1 - here
+    this.#keep(held, here)
+  }
+
+  #keep(held: Buffer, from: number): void {
+    this.#held = from === held.length ? null : held.subarray(from)
+  }
+
+  /** False where none is to be had now or later. */
+  #acquire(): boolean {
+    if (this.#next !== null) this.#move(this.#next)
+    const connection = this.#pool.take(this)
+    if (connection !== null) {
+      this.onGranted(connection)
+      return true
+    }
+    this.#waiting = true
+    const fault = this.#pool.wait(this)
+    if (fault === null) {
+      if (this.#waiting && this.#held !== null && this.#held.length > HELD_LIMIT) this.#pauseClient()
+      return true
+    }
+    this.#waiting = false
+    this.#refusal = fault
+    return false
+  }
+
+  #refusal: SessionFault | null = null
+
+  /** An ERROR answers the first held message as PostgreSQL would; what comes behind it is looked at as ever. */
+  #refuseHeld(type: number, length: number): void {
+    const fault = this.#refusal!
+    this.#refusal = null
+    if (fault.severity === "FATAL") return this.#end(fault)
+    this.#count(fault)
+    const simple = type === Frontend.query || type === Frontend.functionCall
+    if (simple && this.#held !== null) this.#drop(this.#held, length)
+    else this.#droppingToSync = true
+    const error = errorResponse({ ...faultFields(fault), severity: "ERROR" })
+    this.#send(simple ? Buffer.concat([error, readyForQueryIdle]) : error)
+  }
+
+  // ---- the lease
+
+  onGranted(connection: Connection): void {
+    this.#waiting = false
+    this.#server = connection
+    this.#status = TransactionStatus.idle
+    this.#serverSaidFatal = false
+    this.#busySince = this.#idleSince = this.#now()
+    const held = this.#held
+    this.#held = null
+    if (held !== null) this.#forward(held)
+    if (!this.#clientStalled) this.#resumeClient()
+  }
+
+  onRefused(fault: SessionFault): void {
+    this.#waiting = false
+    if (this.#ended || this.#held === null) return
+    this.#refusal = fault
+    this.#refuseHeld(this.#held[0]!, lengthAt(this.#held, 1))
+    this.#resumeClient()
+    this.#advance()
+  }
+
+  onServerLost(reason: string): void {
+    this.#server = null
+    this.#end(
+      this.#serverSaidFatal ? null : new ServerConnectionLost({ destination: this.#pool.name, detail: reason })
+    )
+  }
+
+  /** Nothing is owed or half sent, and no transaction is open: the next one may use the connection. */
+  #atBorder(): boolean {
+    return (
+      this.#expectations.settled &&
+      this.#status === TransactionStatus.idle &&
+      this.#clientRest === 0 &&
+      this.#held === null &&
+      this.#serverCarry === null &&
+      this.#serverRest === 0
+    )
+  }
+
+  #release(): void {
+    const connection = this.#server!
+    this.#server = null
+    this.#counters.transactions++
+    // A stalled client must not leave its paused server to the next one; and stays unread itself until it has caught up.
+    if (this.#serverPaused) {
+      this.#serverPaused = false
+      connection.transport.resume()
+    }
+    if (this.#expectations.inDoubt) {
+      this.#expectations.clear()
+      this.#pool.discard(connection, false)
+    } else this.#pool.give(connection)
+    if (this.#terminating || this.#clientGone) return this.#end(null)
+    if (this.#endAtBorder !== null) return this.#end(this.#endAtBorder)
+    if (this.#clientStalled) this.#pauseClient()
+    else this.#resumeClient()
+  }
+
+  /** Frames of the client go to the server as they came; what is expected for each is written down. */
+  #forward(incoming: Buffer): void {
+    const chunk = this.#held === null ? incoming : Buffer.concat([this.#held, incoming])
+    this.#held = null
+    const end = chunk.length
+    const wasBusy = this.#expectations.serverBusy
+    let rewritten: Array<Buffer> | null = null
+    let at = Math.min(this.#clientRest, end)
+    let from = 0
+    this.#clientRest -= at
+    while (at < end) {
+      if (end - at < HEADER_LENGTH) break
+      const type = chunk[at]!
+      const length = lengthAt(chunk, at + 1)
+      if (!this.#isLegal(type, length)) return
+      if (type === Frontend.terminate) {
+        this.#terminating = true
+        break
+      }
+      const next = at + 1 + length
+      if (!mayBeNamed(type)) this.#expect(type)
+      else {
+        const named = isNamed(type, chunk, at, Math.min(next, end))
+        if (named === null) break
+        if (!named) this.#expect(type)
+        else {
+          const message = namedPart(type, chunk, at, next)
+          if (message === null) break
+          const replacement = this.#rewrite(type, message, length)
+          if (replacement === null) return
+          rewritten ??= []
+          if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
+          rewritten.push(...replacement)
+          from = at + message.length
+        }
+      }
+      at = next
+    }
+    if (at > end) this.#clientRest = at - end
+    else if (at < end && !this.#terminating) this.#held = Buffer.from(chunk.subarray(at))
+    this.#write(chunk, from, Math.min(at, end), rewritten)
+    this.#giveMadeUpAnswers()
+    this.#watchAfterForward(wasBusy)
+    if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
+  }
+
+  #expect(type: number): void {
+    switch (type) {
+      case Frontend.query:
+        return this.#expectations.pushSimple(entries.query)
+      case Frontend.sync:
+        return this.#expectations.pushSync()
+      case Frontend.parse:
+        return this.#expectations.pushExtended(entries.parse)
+      case Frontend.bind:
+        return this.#expectations.pushExtended(entries.bind)
+      case Frontend.describe:
+        return this.#expectations.pushExtended(entries.describe)
+      case Frontend.execute:
+        return this.#expectations.pushExtended(entries.execute)
+      case Frontend.close:
+        return this.#expectations.pushExtended(entries.close)
+      case Frontend.copyDone:
+      case Frontend.copyFail:
+        return this.#expectations.pushCopyEnd()
+      case Frontend.functionCall:
+        return this.#expectations.pushSimple(entries.functionCall)
+    }
+  }
+
+  /** Null where the session has ended over it. */
+  #rewrite(type: number, message: Buffer, length: number): Rewritten | null {
+    const connection = this.#server!
+    switch (type) {
+      case Frontend.parse:
+        if (this.#statements.wouldExceed(length)) {
+          this.#end(
+            new FeatureNotSupported({
+              feature: "this many prepared statements in one session",
+              advice: "Close (DEALLOCATE) statements that are not used any more."
+            })
+          )
+          return null
+        }
+        return this.#statements.parse(message, connection, this.#expectations)
+      case Frontend.bind:
+        return this.#statements.bind(message, length, connection, this.#expectations)
+      case Frontend.describe:
+        return this.#statements.describe(message, connection, this.#expectations)
+      default:
+        return this.#statements.close(message, this.#expectations)
+    }
+  }
+
+  #write(chunk: Buffer, from: number, to: number, rewritten: ReadonlyArray<Buffer> | null): void {
+    const last = from < to ? Buffer.from(chunk.subarray(from, to)) : null
+    const bytes = rewritten === null ? last : Buffer.concat(last === null ? rewritten : [...rewritten, last])
+    if (bytes === null || bytes.length === 0) return
+    if (!this.#server!.transport.write(bytes)) this.#pauseClient()
+  }
+
+  #watchAfterForward(wasBusy: boolean): void {
+    if (this.#expectations.copyIn) this.#idleSince = this.#now()
+    else if (!wasBusy && this.#expectations.serverBusy) this.#busySince = this.#now()
+  }
+
+  // ---- from the server
+
+  onServerData(incoming: Buffer): void {
+    const chunk = this.#serverCarry === null ? incoming : Buffer.concat([this.#serverCarry, incoming])
+    this.#serverCarry = null
+    const end = chunk.length
+    let at = Math.min(this.#serverRest, end)
+    let from = 0
+    if (this.#serverRest > 0) {
+      this.#serverRest -= at
+      if (this.#serverRest === 0) from = this.#complete(this.#serverRestType, chunk, at, at, from)
+    }
+    while (end - at >= HEADER_LENGTH) {
+      const type = chunk[at]!
+      const length = lengthAt(chunk, at + 1)
+      if (length < 4 || length > 0x7fffffff) return this.#serverBroke()
+      const next = at + 1 + length
+      if (next > end) {
+        if (bodyMatters(type) && length <= CARRIED_LIMIT) break
+        this.#serverRest = next - end
+        this.#serverRestType = type
+        at = end
+        break
+      }
+      if (type !== Backend.dataRow) from = this.#complete(type, chunk, at, next, from)
+      at = next
+    }
+    if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
+    if (from < at) this.#send(Buffer.from(chunk.subarray(from, at)))
+    this.#idleSince = this.#now()
+    if (this.#server !== null && this.#atBorder()) this.#release()
+    else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
+  }
+
+  /**
+   * A message has come to its end at `next`; it began at `at`, or earlier where it streamed through (then `at` is `next`).
+   * Answers from where on the chunk is still to be sent.
+   */
+  #complete(type: number, chunk: Buffer, at: number, next: number, from: number): number {
+    const forward = this.#hear(type, chunk, at, next)
+    let start = from
+    if (!forward) {
+      if (start < at) this.#send(Buffer.from(chunk.subarray(start, at)))
+      start = next
+    }
+    if (!this.#expectations.madeUpIsDue) return start
+    if (start < next) this.#send(Buffer.from(chunk.subarray(start, next)))
+    this.#giveMadeUpAnswers()
+    return next
+  }
+
+  #giveMadeUpAnswers(): void {
+    while (this.#expectations.madeUpIsDue) {
+      const { bytes } = this.#expectations.takeMadeUp()
+      if (bytes !== null) this.#send(bytes)
+    }
+  }
+
+  /** Whether the message goes to the client. */
+  #hear(type: number, chunk: Buffer, at: number, next: number): boolean {
+    switch (type) {
+      case Backend.readyForQuery:
+        this.#status = chunk[at + HEADER_LENGTH] ?? 0
+        this.#busySince = this.#now()
+        return this.#expectations.onAnswer(type)
+      case Backend.commandComplete:
+        this.#hearCommand(chunk, at, next)
+        return this.#expectations.onAnswer(type)
+      case Backend.errorResponse:
+        this.#hearError(chunk, at, next)
+        return this.#expectations.onError()
+      case Backend.parameterStatus:
+        this.#hearParameter(chunk, at, next)
+        return true
+      default:
+        return this.#expectations.onAnswer(type)
+    }
+  }
+
+  #hearCommand(chunk: Buffer, at: number, next: number): void {
+    const connection = this.#server!
+    const tag = at === next ? CommandTags.unknown : CommandTags.read(chunk, at + HEADER_LENGTH, next)
+    if (tag === CommandTags.harmless) return
+    connection.stateKnown = false
+    if (tag !== CommandTags.dropsStatements) return
+    connection.statements.clear()
+    this.#statements.clear()
+  }
+
+  #hearError(chunk: Buffer, at: number, next: number): void {
+    const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
+    this.#countState(error.sqlState)
+    if (isFatal(error)) this.#serverSaidFatal = true
+  }
+
+  /** Something that the server reports was changed: by this client, as far as anyone can tell. */
+  #hearParameter(chunk: Buffer, at: number, next: number): void {
+    const connection = this.#server!
+    connection.stateKnown = false
+    const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
+    if (nameEnd === -1) return
+    const name = chunk.toString("utf8", at + HEADER_LENGTH, nameEnd)
+    connection.parameters.set(name, chunk.toString("utf8", nameEnd + 1, next - 1))
+  }
+
+  #serverBroke(): void {
+    this.#end(
+      new ServerConnectionLost({ destination: this.#pool.name, detail: "the server sent an impossible message length" })
+    )
+  }
+
+  onServerDrain(): void {
+    if (!this.#clientStalled || this.#server !== null) this.#resumeClient()
+  }
+
+  // ---- back-pressure
+
+  #send(bytes: Buffer): void {
+    if (this.#client.write(bytes) || this.#clientGone) return
+    this.#clientStalled = true
+    if (this.#server !== null && !this.#serverPaused) {
+      this.#serverPaused = true
+      this.#server.transport.pause()
+    } else if (this.#server === null) this.#pauseClient()
+  }
+
+  #resumeServer(): void {
+    this.#serverPaused = false
+    this.#server?.transport.resume()
+  }
+
+  #pauseClient(): void {
+    if (this.#clientPaused || this.#ended) return
+    this.#clientPaused = true
+    this.#client.pause()
+  }
+
+  #resumeClient(): void {
+    if (!this.#clientPaused) return
+    this.#clientPaused = false
+    this.#client.resume()
+  }
+
+  // ---- from elsewhere in the house
+
+  /** A CancelRequest with this session's key. Nothing happens where nothing runs. */
+  cancel(): void {
+    if (this.#waiting) {
+      this.#pool.leave(this)
+      this.onRefused(new CancelledWhileWaiting())
+    } else if (this.#server !== null && this.#expectations.settled === false) {
+      this.#pool.cancel(this.#server)
+    }
+  }
+
+  /** Ends the session with these words once it holds nothing: now, or when its transaction is over. */
+  endAtBorder(fault: SessionFault): void {
+    if (this.#server !== null) this.#endAtBorder = fault
+    else this.#end(fault)
+  }
+
+  /** From its next lease on the session is served elsewhere, or as somebody else: its row says so. */
+  moveTo(pool: Pool, tenant: PoolTenant): void {
+    this.#next = { pool, tenant }
+  }
+
+  #move(next: { readonly pool: Pool; readonly tenant: PoolTenant }): void {
+    this.#pool = next.pool
+    this.#tenant = next.tenant
+    this.#next = null
+  }
+
+  /** Ends what has gone on for too long. */
+  sweep(now: number): void {
+    if (this.#server === null) return
+    const limits = this.#limits()
+    if (this.#expectations.serverBusy) {
+      if (limits.QueryTimeoutSecs > 0 && now - this.#busySince >= limits.QueryTimeoutSecs * 1000) {
+        this.#end(new QueryTimedOut({ seconds: limits.QueryTimeoutSecs }))
+      }
+    } else if (
+      limits.IdleInTransactionTimeoutSecs > 0 &&
+      now - this.#idleSince >= limits.IdleInTransactionTimeoutSecs * 1000
+    ) {
+      this.#end(new IdleInTransactionTimedOut({ seconds: limits.IdleInTransactionTimeoutSecs }))
+    }
+  }
+
+  #end(fault: SessionFault | null): void {
+    if (this.#ended) return
+    this.dispose()
+    this.#onEnd(fault)
+  }
+
+  /** Gives back or closes what is held. The guarantee of release: safe at any moment, any number of times. */
+  dispose(): void {
+    if (this.#ended) return
+    this.#ended = true
+    if (this.#waiting) {
+      this.#waiting = false
+      this.#pool.leave(this)
+    }
+    this.#held = null
+    const connection = this.#server
+    if (connection === null) return
+    this.#server = null
+    if (this.#serverPaused) connection.transport.resume()
+    this.#pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
+  }
+
+  #count(fault: SessionFault): void {
+    this.#countState(fault.sqlState)
+  }
+
+  #countState(sqlState: string): void {
+    const counts = this.#counters.errorsBySqlState
+    counts.set(sqlState, (counts.get(sqlState) ?? 0) + 1)
+  }
+}
+
+const faultFields = (fault: SessionFault) => ({
+  severity: fault.severity,
+  sqlState: fault.sqlState,
+  message: fault.clientMessage,
+  hint: fault.hint
+})
+
+const mayBeNamed = (type: number): boolean =>
+  type === Frontend.parse || type === Frontend.bind || type === Frontend.describe || type === Frontend.close
+
+/** Whether the message names a statement; null where too little of it has come to tell. `end`: of it, or of the chunk. */
+const isNamed = (type: number, chunk: Buffer, at: number, end: number): boolean | null => {
+  const body = at + HEADER_LENGTH
+  const whole = end === at + 1 + lengthAt(chunk, at + 1)
+  if (type === Frontend.bind) {
+    const portalEnd = indexOfNul(chunk, body, end)
+    if (portalEnd === -1 || portalEnd + 1 >= end) return whole ? false : null
+    return chunk[portalEnd + 1] !== 0
+  }
+  if (type === Frontend.parse) return body < end ? chunk[body] !== 0 : whole ? false : null
+  if (body + 1 >= end) return whole ? false : null
+  return chunk[body] === 0x53 && chunk[body + 1] !== 0
+}
+
+/** The part of a named message that has to be whole: all of it, of a Bind both names. Null where it is not there yet. */
+const namedPart = (type: number, chunk: Buffer, at: number, next: number): Buffer | null => {
+  if (type !== Frontend.bind) return next <= chunk.length ? chunk.subarray(at, next) : null
+  const end = Math.min(next, chunk.length)
+  const portalEnd = indexOfNul(chunk, at + HEADER_LENGTH, end)
+  const nameEnd = indexOfNul(chunk, portalEnd + 1, end)
+  return nameEnd === -1 ? null : chunk.subarray(at, nameEnd + 1)
+}
+
+/** Those of the server's messages that are looked into; all else may stream through in pieces. */
+const bodyMatters = (type: number): boolean =>
+  type === Backend.readyForQuery ||
+  type === Backend.commandComplete ||
+  type === Backend.parameterStatus ||
+  type === Backend.errorResponse
