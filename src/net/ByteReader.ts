@@ -22,6 +22,7 @@ export class ByteReader implements TransportHandler {
   #gone: ReadFailure | null = null
   #wake: (() => void) | null = null
   #paused = false
+  #onGone: (() => void) | null = null
 
   constructor(transport: Transport) {
     this.#transport = transport
@@ -42,6 +43,18 @@ export class ByteReader implements TransportHandler {
   onClose(reason: string | null): void {
     this.#gone = { _tag: "PeerGone", reason }
     this.#wake?.()
+    this.#onGone?.()
+  }
+
+  /** Never succeeds; fails when the peer has gone, though nobody reads. */
+  get gone(): Effect.Effect<never, ReadFailure> {
+    return Effect.callback<never, ReadFailure>((resume) => {
+      this.#onGone = () => resume(Effect.fail(this.#gone!))
+      if (this.#gone !== null) this.#onGone()
+      return Effect.sync(() => {
+        this.#onGone = null
+      })
+    })
   }
 
   /** Bytes that have come and were not read. */

@@ -52,6 +52,15 @@ export interface Destination extends Target {
   readonly label: string
 }
 
+/** Whose place it is, and as whom it logs in. */
+export interface TenantPlacement {
+  readonly tenantKey: string
+  readonly schema: string
+  readonly credential: Credential
+  /** What the row says of the password: the ciphertext. */
+  readonly secret: string
+}
+
 export interface PoolLimits {
   readonly pool: PoolSettings
   readonly limits: LimitSettings
@@ -121,22 +130,28 @@ export class Pool {
 
   // ---- tenants
 
-  /** The tenant's place in this pool. Give it back with `release`. */
-  retain(key: string, path: ReadonlyArray<string>, credential: Credential): PoolTenant {
-    const id = JSON.stringify([key, path, credential.fingerprint])
-    let tenant = this.#tenants.get(id)
-    if (tenant === undefined) {
-      tenant = new PoolTenant(id, path, this.#group(credential))
-      tenant.group.tenants++
-      this.#tenants.set(id, tenant)
+  /**
+   * The tenant's place in this pool. Give it back with `release`. Where its secret is another than it was, connections with
+   * the old one are of an old generation: they finish what they are at, and are closed.
+   */
+  retain({ tenantKey, schema, credential, secret }: TenantPlacement, extraSchemas: ReadonlyArray<string>): PoolTenant {
+    const path = [schema, ...extraSchemas.filter((extra) => extra !== schema)]
+    const before = this.#tenants.get(tenantKey)
+    if (before !== undefined && before.secret === secret && samePath(before.path, path)) {
+      before.references++
+      return before
     }
+    if (before !== undefined && before.secret !== secret) this.retire(before.group)
+    const tenant = new PoolTenant(tenantKey, path, secret, this.#group(credential))
+    tenant.group.tenants++
+    this.#tenants.set(tenantKey, tenant)
     tenant.references++
     return tenant
   }
 
   release(tenant: PoolTenant): void {
     if (--tenant.references > 0) return
-    this.#tenants.delete(tenant.key)
+    if (this.#tenants.get(tenant.key) === tenant) this.#tenants.delete(tenant.key)
     tenant.group.tenants--
     this.#dropGroupIfUnused(tenant.group)
   }
@@ -832,11 +847,15 @@ export class Pool {
             Effect.sync(() => {
               for (const connection of this.#connections) this.#closeByForce(connection)
             })
-        })
+        }),
+        Effect.interruptible
       )
     })
   }
 }
+
+const samePath = (a: ReadonlyArray<string>, b: ReadonlyArray<string>): boolean =>
+  a.length === b.length && a.every((schema, index) => schema === b[index])
 
 const backoff = (failures: number): number => Math.min(BACKOFF_FIRST_MS * 2 ** (failures - 1), BACKOFF_LONGEST_MS)
 

@@ -47,6 +47,8 @@ export class PoolTenant {
   readonly key: string
   /** The tenant's schema, and those that are added behind it. */
   readonly path: ReadonlyArray<string>
+  /** The ciphertext of its password. */
+  readonly secret: string
   readonly group: CredentialGroup
   /** Its clients that wait. */
   readonly lane: Lane<PoolTenant, PoolClient> = new Lane<PoolTenant, PoolClient>(this)
@@ -59,9 +61,10 @@ export class PoolTenant {
   /** ParameterStatus messages for a login with these settings, by their key. */
   readonly greetings = new Map<string, { readonly bytes: Buffer; readonly epoch: number }>()
 
-  constructor(key: string, path: ReadonlyArray<string>, group: CredentialGroup) {
+  constructor(key: string, path: ReadonlyArray<string>, secret: string, group: CredentialGroup) {
     this.key = key
     this.path = path
+    this.secret = secret
     this.group = group
   }
 }

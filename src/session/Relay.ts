@@ -155,7 +155,9 @@ export class Relay implements TransportHandler, PoolClient {
   onDrain(): void {
     this.#clientStalled = false
     if (this.#serverPaused) this.#resumeServer()
-    if (this.#server === null && !this.#waiting) this.#resumeClient()
+    if (this.#server !== null || this.#waiting) return
+    this.#resumeClient()
+    this.#advance()
   }
 
   onClose(): void {
@@ -166,7 +168,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Without a lease: answers what needs no server, and takes one for the first message that does. */
   #advance(): void {
-    while (this.#held !== null && this.#server === null && !this.#waiting && !this.#ended && !this.#terminating) {
+    while (this.#held !== null && this.state === "idle" && !this.#clientStalled) {
       const held = this.#held
       if (this.#clientRest > 0) {
         const dropped = Math.min(this.#clientRest, held.length)
@@ -180,9 +182,9 @@ export class Relay implements TransportHandler, PoolClient {
       if (!this.#isLegal(type, length)) return
       const whole = held.length > length
       if (!whole && length < WHOLE_MESSAGE_LIMIT) return
-      if (!this.#answerAlone(type, held, length)) {
-        if (!this.#acquire()) this.#refuseHeld(type, length)
-      }
+      if (this.#answerAlone(type, held, length)) continue
+      const fault = this.#acquire()
+      if (fault !== null) this.#refuseHeld(fault)
     }
   }
 
@@ -238,35 +240,29 @@ export class Relay implements TransportHandler, PoolClient {
     this.#held = from === held.length ? null : held.subarray(from)
   }
 
-  /** False where none is to be had now or later. */
-  #acquire(): boolean {
+  /** Leased now or to be granted later; a fault where neither. */
+  #acquire(): SessionFault | null {
     if (this.#next !== null) this.#move(this.#next)
     const connection = this.#pool.take(this)
     if (connection !== null) {
       this.onGranted(connection)
-      return true
+      return null
     }
     this.#waiting = true
     const fault = this.#pool.wait(this)
-    if (fault === null) {
-      if (this.#waiting && this.#held !== null && this.#held.length > HELD_LIMIT) this.#pauseClient()
-      return true
-    }
-    this.#waiting = false
-    this.#refusal = fault
-    return false
+    if (fault !== null) this.#waiting = false
+    else if (this.#waiting && this.#held !== null && this.#held.length > HELD_LIMIT) this.#pauseClient()
+    return fault
   }
 
-  #refusal: SessionFault | null = null
-
   /** An ERROR answers the first held message as PostgreSQL would; what comes behind it is looked at as ever. */
-  #refuseHeld(type: number, length: number): void {
-    const fault = this.#refusal!
-    this.#refusal = null
+  #refuseHeld(fault: SessionFault): void {
+    const held = this.#held
+    if (held === null) return
     if (fault.severity === "FATAL") return this.#end(fault)
-    this.#count(fault)
-    const simple = type === Frontend.query || type === Frontend.functionCall
-    if (simple && this.#held !== null) this.#drop(this.#held, length)
+    this.#countState(fault.sqlState)
+    const simple = held[0] === Frontend.query || held[0] === Frontend.functionCall
+    if (simple) this.#drop(held, lengthAt(held, 1))
     else this.#droppingToSync = true
     const error = errorResponse({ ...faultFields(fault), severity: "ERROR" })
     this.#send(simple ? Buffer.concat([error, readyForQueryIdle]) : error)
@@ -288,10 +284,9 @@ export class Relay implements TransportHandler, PoolClient {
 
   onRefused(fault: SessionFault): void {
     this.#waiting = false
-    if (this.#ended || this.#held === null) return
-    this.#refusal = fault
-    this.#refuseHeld(this.#held[0]!, lengthAt(this.#held, 1))
-    this.#resumeClient()
+    if (this.#ended) return
+    this.#refuseHeld(fault)
+    if (!this.#clientStalled) this.#resumeClient()
     this.#advance()
   }
 
@@ -308,7 +303,6 @@ export class Relay implements TransportHandler, PoolClient {
       this.#expectations.settled &&
       this.#status === TransactionStatus.idle &&
       this.#clientRest === 0 &&
-      this.#held === null &&
       this.#serverCarry === null &&
       this.#serverRest === 0
     )
@@ -329,8 +323,10 @@ export class Relay implements TransportHandler, PoolClient {
     } else this.#pool.give(connection)
     if (this.#terminating || this.#clientGone) return this.#end(null)
     if (this.#endAtBorder !== null) return this.#end(this.#endAtBorder)
-    if (this.#clientStalled) this.#pauseClient()
-    else this.#resumeClient()
+    if (this.#clientStalled) return this.#pauseClient()
+    this.#resumeClient()
+    // The beginning of a message that came while another's lease lasted.
+    this.#advance()
   }
 
   /** Frames of the client go to the server as they came; what is expected for each is written down. */
@@ -454,7 +450,9 @@ export class Relay implements TransportHandler, PoolClient {
     while (end - at >= HEADER_LENGTH) {
       const type = chunk[at]!
       const length = lengthAt(chunk, at + 1)
-      if (length < 4 || length > 0x7fffffff) return this.#serverBroke()
+      if (length < 4 || length > 0x7fffffff || (type === Backend.readyForQuery && length !== 5)) {
+        return this.#serverBroke()
+      }
       const next = at + 1 + length
       if (next > end) {
         if (bodyMatters(type) && length <= CARRIED_LIMIT) break
@@ -551,7 +549,7 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   onServerDrain(): void {
-    if (!this.#clientStalled || this.#server !== null) this.#resumeClient()
+    this.#resumeClient()
   }
 
   // ---- back-pressure
@@ -647,10 +645,6 @@ export class Relay implements TransportHandler, PoolClient {
     this.#server = null
     if (this.#serverPaused) connection.transport.resume()
     this.#pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
-  }
-
-  #count(fault: SessionFault): void {
-    this.#countState(fault.sqlState)
   }
 
   #countState(sqlState: string): void {

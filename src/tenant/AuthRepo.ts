@@ -101,7 +101,7 @@ const make = Effect.fnUntraced(function* (
     listen: database.listen(channel),
     onChange: (change) =>
       Effect.andThen(
-        change._tag === "All" ? cache.invalidateAll : cache.invalidate(change.key),
+        "key" in change ? cache.invalidate(change.key) : cache.invalidateAll,
         PubSub.publish(changes, change)
       ),
     onLost: cache.invalidateAll
@@ -287,12 +287,14 @@ const keepListening = Effect.fnUntraced(function* (options: {
 }) {
   const attempted = yield* Deferred.make<void>()
   let failures = 0
+  let reported: string | undefined
 
   const listen = Effect.gen(function* () {
     yield* options.ready
     const notifications = yield* options.listen
     if (failures > 0) yield* Effect.logInfo("auth database: listening for changes again")
     failures = 0
+    reported = undefined
     yield* options.onChange({ _tag: "All" })
     yield* Deferred.succeed(attempted, undefined)
     return yield* Effect.forever(
@@ -300,17 +302,21 @@ const keepListening = Effect.fnUntraced(function* (options: {
     )
   }).pipe(Effect.scoped)
 
-  const report = (error: { readonly message: string }) =>
-    error instanceof AuthTableInvalid
+  /** Once for each way to fail, not for each attempt. */
+  const report = (error: { readonly message: string }) => {
+    if (error.message === reported) return Effect.void
+    reported = error.message
+    return error instanceof AuthTableInvalid
       ? Effect.logError(`auth database: ${error.message}`)
       : Effect.logWarning(`auth database: changes are not listened for: ${error.message}`)
+  }
 
   const pause = Effect.flatMap(Random.nextBetween(0.5, 1), (jitter) =>
     Effect.sleep(Duration.millis(Math.min(100 * 2 ** failures++, 10_000) * jitter))
   )
 
   yield* listen.pipe(
-    Effect.catch((error) => Effect.andThen(options.onLost, failures === 0 ? report(error) : Effect.void)),
+    Effect.catch((error) => Effect.andThen(options.onLost, report(error))),
     Effect.andThen(Deferred.succeed(attempted, undefined)),
     Effect.andThen(pause),
     Effect.forever,

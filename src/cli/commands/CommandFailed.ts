@@ -1,0 +1,20 @@
+/**
+ * How a command ends when it did not do what it was asked: one line on standard error, and the exit code.
+ */
+import * as Data from "effect/Data"
+import * as Runtime from "effect/Runtime"
+
+/** `message` is for the person at the terminal: what is wrong and what to do, without any secret. */
+export class CommandFailed extends Data.TaggedError("CommandFailed")<{
+  readonly message: string
+  /** 1: it failed. 2: the command line could not be understood, as Go's `flag` has it. 130: the user ended it. */
+  readonly exitCode?: 1 | 2 | 130 | undefined
+}> {
+  readonly [Runtime.errorExitCode] = this.exitCode ?? 1
+  /** `Cli.run` has printed it, or will: nobody else should. */
+  readonly [Runtime.errorReported] = false
+}
+
+/** `error.message` as a command's failure. */
+export const fromError = (error: { readonly message: string }): CommandFailed =>
+  new CommandFailed({ message: error.message })

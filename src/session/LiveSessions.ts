@@ -1,0 +1,120 @@
+/**
+ * Who is connected now: by transport, by tenant, by cancel key; and what all sessions together have counted.
+ *
+ * Plain records in the event loop. It reaches into sessions only through their relays (end at the transaction's border, move,
+ * cancel, sweep), and never waits.
+ */
+import type * as Scope from "effect/Scope"
+import { ShuttingDown } from "../errors.ts"
+import type { Transport } from "../net/Transport.ts"
+import type { Place } from "../pool/Pools.ts"
+import type { Identity } from "../tenant/Authenticator.ts"
+import { Cancellation, type CancelKey } from "./Cancellation.ts"
+import type { Relay, RelayCounters } from "./Relay.ts"
+
+/** A session behind its login. What its row says, and where that puts it, may change while it lives. */
+export class LiveSession {
+  readonly relay: Relay
+  identity: Identity
+  place: Place
+  /** Ends with the session. */
+  readonly scope: Scope.Scope
+
+  constructor(relay: Relay, identity: Identity, place: Place, scope: Scope.Scope) {
+    this.relay = relay
+    this.identity = identity
+    this.place = place
+    this.scope = scope
+  }
+}
+
+export class LiveSessions {
+  readonly counters: RelayCounters = { transactions: 0, errorsBySqlState: new Map<string, number>() }
+  readonly logins = new Map<string, number>()
+  cancelsWithoutEffect = 0
+  /** Nobody new is let in, and who is there leaves at its transaction's border. */
+  draining = false
+  readonly #sessions = new Map<Transport, { readonly session: LiveSession; readonly key: CancelKey } | null>()
+  readonly #byTenant = new Map<string, Set<LiveSession>>()
+  readonly #cancellation = new Cancellation<Relay>()
+
+  open(transport: Transport): void {
+    this.#sessions.set(transport, null)
+  }
+
+  logIn(transport: Transport, session: LiveSession): CancelKey {
+    const key = this.#cancellation.issue(session.relay)
+    this.#sessions.set(transport, { session, key })
+    const { tenantKey } = session.identity.placement
+    const ofTenant = this.#byTenant.get(tenantKey)
+    if (ofTenant === undefined) this.#byTenant.set(tenantKey, new Set([session]))
+    else ofTenant.add(session)
+    return key
+  }
+
+  close(transport: Transport): void {
+    const entry = this.#sessions.get(transport)
+    this.#sessions.delete(transport)
+    if (entry === null || entry === undefined) return
+    this.#cancellation.revoke(entry.key)
+    const { tenantKey } = entry.session.identity.placement
+    const ofTenant = this.#byTenant.get(tenantKey)
+    ofTenant?.delete(entry.session)
+    if (ofTenant?.size === 0) this.#byTenant.delete(tenantKey)
+  }
+
+  /** Connections, those that still log in included. */
+  get count(): number {
+    return this.#sessions.size
+  }
+
+  countOf(tenantKey: string): number {
+    return this.#byTenant.get(tenantKey)?.size ?? 0
+  }
+
+  /** The tenants that have sessions now, each with them. */
+  byTenant(): ReadonlyArray<ReadonlySet<LiveSession>> {
+    return [...this.#byTenant.values()]
+  }
+
+  ofTenant(tenantKey: string): ReadonlySet<LiveSession> {
+    return this.#byTenant.get(tenantKey) ?? new Set()
+  }
+
+  /** A guess, or the key of a session that is over, does nothing and says nothing. */
+  cancel(processId: number, secretKey: Buffer): void {
+    const relay = this.#cancellation.find(processId, secretKey)
+    if (relay === null) this.cancelsWithoutEffect++
+    else relay.cancel()
+  }
+
+  /** Every session ends: at once where it is idle, else when its transaction is over. */
+  drain(): void {
+    this.draining = true
+    const fault = new ShuttingDown()
+    for (const entry of this.#sessions.values()) entry?.session.relay.endAtBorder(fault)
+  }
+
+  sweep(now: number): void {
+    for (const entry of this.#sessions.values()) entry?.session.relay.sweep(now)
+  }
+
+  countLogin(outcome: string): void {
+    this.logins.set(outcome, (this.logins.get(outcome) ?? 0) + 1)
+  }
+
+  countError(sqlState: string): void {
+    const counts = this.counters.errorsBySqlState
+    counts.set(sqlState, (counts.get(sqlState) ?? 0) + 1)
+  }
+
+  /** Clients by what they are at. */
+  states(): { readonly login: number; readonly idle: number; readonly waiting: number; readonly active: number } {
+    const states = { login: 0, idle: 0, waiting: 0, active: 0 }
+    for (const entry of this.#sessions.values()) {
+      const state = entry === null ? "login" : entry.session.relay.state
+      if (state !== "ended") states[state]++
+    }
+    return states
+  }
+}

@@ -1,0 +1,110 @@
+/**
+ * From a client's first byte to what it wants: a cancel, or a login as whom and with which settings.
+ *
+ * Reads startup packets and nothing else. Every length is checked before anything is kept for it, encryption is asked for at
+ * most once of each kind, and nothing that came in the same breath as such a request is ever read (CVE-2021-3935).
+ */
+import * as Effect from "effect/Effect"
+import {
+  FeatureNotSupported,
+  ProtocolViolation,
+  SchemaNameRefused,
+  StartupParameterMissing
+} from "../errors.ts"
+import type { ByteReader, ReadFailure } from "../net/ByteReader.ts"
+import type { Transport } from "../net/Transport.ts"
+import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
+import { decode, MAX_STARTUP_PACKET_LENGTH, parseOptions, type StartupMessage } from "../protocol/Startup.ts"
+import type { TenantKey } from "../tenant/AuthRepo.ts"
+import * as SchemaName from "../tenant/SchemaName.ts"
+
+export interface LoginRequest {
+  readonly _tag: "Login"
+  readonly user: string
+  readonly key: TenantKey
+  readonly settings: ClientSettings
+  /** What the client asked of the protocol beyond 3.0: it is told what it gets. Null: nothing. */
+  readonly unknownProtocolOptions: ReadonlyArray<string> | null
+}
+
+export interface CancelRequest {
+  readonly _tag: "Cancel"
+  readonly processId: number
+  readonly secretKey: Buffer
+}
+
+export type NegotiationFault = ProtocolViolation | StartupParameterMissing | SchemaNameRefused | FeatureNotSupported
+
+const refusal = Buffer.from("N")
+
+export const negotiate = Effect.fnUntraced(function* (
+  reader: ByteReader,
+  transport: Transport
+): Effect.fn.Return<LoginRequest | CancelRequest, NegotiationFault | ReadFailure> {
+  const refused = new Set<string>()
+  while (true) {
+    const packet = decode(yield* reader.packet(MAX_STARTUP_PACKET_LENGTH))
+    switch (packet._tag) {
+      case "Malformed":
+        return yield* new ProtocolViolation({ detail: packet.why })
+      case "CancelRequest":
+        return { _tag: "Cancel", processId: packet.processId, secretKey: packet.secretKey }
+      case "StartupMessage":
+        return yield* readStartup(packet.message)
+      case "SslRequest":
+      case "GssEncRequest":
+        if (refused.has(packet._tag)) return yield* new ProtocolViolation({ detail: "encryption was asked for twice" })
+        if (reader.pendingLength > 0) {
+          return yield* new ProtocolViolation({ detail: "data came behind a request for encryption" })
+        }
+        refused.add(packet._tag)
+        transport.write(refusal)
+    }
+  }
+})
+
+const readStartup = Effect.fnUntraced(function* (
+  message: StartupMessage
+): Effect.fn.Return<LoginRequest, NegotiationFault> {
+  const options = parseOptions(message.parameters.get("options") ?? "")
+  if (options === null) {
+    return yield* new FeatureNotSupported({
+      feature: "a switch in the startup parameter options other than -c name=value",
+      advice: "Send options as PGOPTIONS='-c name=value -c other=value'."
+    })
+  }
+  const asked = new Map<string, string>()
+  for (const [name, value] of options) asked.set(name.toLowerCase(), value)
+  for (const [name, value] of message.parameters) asked.set(name.toLowerCase(), value)
+
+  const user = asked.get("user") ?? ""
+  if (user === "") return yield* new StartupParameterMissing({ parameter: "user" })
+  const sourceDb = asked.get("database") ?? ""
+  if (sourceDb === "") return yield* new StartupParameterMissing({ parameter: "database" })
+  const sourceSchema = asked.get("schema_search_path") ?? asked.get("search_path")
+  if (sourceSchema === undefined) return yield* new StartupParameterMissing({ parameter: "schema_search_path" })
+  const why = SchemaName.check(sourceSchema)
+  if (why !== null) return yield* new SchemaNameRefused({ why })
+  if (asksForReplication(asked.get("replication"))) {
+    return yield* new FeatureNotSupported({
+      feature: "replication",
+      advice: "Connect to the PostgreSQL server itself for replication."
+    })
+  }
+
+  for (const name of notSettings) asked.delete(name)
+  return {
+    _tag: "Login",
+    user,
+    key: { sourceDb, sourceSchema },
+    settings: clientSettings(asked),
+    unknownProtocolOptions: message.minor > 0 || message.protocolOptions.length > 0 ? message.protocolOptions : null
+  }
+})
+
+/** Who and where, not how: never applied as a setting. */
+const notSettings = ["user", "database", "options", "schema_search_path", "search_path", "replication"]
+
+/** PostgreSQL takes a boolean or the word database. */
+const asksForReplication = (value: string | undefined): boolean =>
+  value !== undefined && !/^(|f|fa|fal|fals|false|of|off|n|no|0)$/i.test(value)

@@ -1,0 +1,210 @@
+/**
+ * One client connection, from accept to close: a fiber that logs the client in, sleeps while the relay moves bytes, and gives
+ * back all it holds whichever way it ends.
+ *
+ * Everything that can go wrong is a typed `SessionFault`; here it becomes the client's ErrorResponse and the log's line. The
+ * fiber owns the transport; the relay borrows it, and its finalizer returns the lease.
+ */
+import type * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import type { LiveConfig } from "../config/LiveConfig.ts"
+import { LoginTimedOut, ProtocolViolation, ShuttingDown, TooManyClients, type SessionFault } from "../errors.ts"
+import { ByteReader, type ReadFailure } from "../net/ByteReader.ts"
+import type { Transport } from "../net/Transport.ts"
+import type { Place, Pools } from "../pool/Pools.ts"
+import {
+  authenticationCleartextPassword,
+  authenticationOk,
+  backendKeyData,
+  errorResponse,
+  negotiateProtocolVersion,
+  readyForQueryIdle
+} from "../protocol/Backend.ts"
+import { Frontend } from "../protocol/Frame.ts"
+import { decodePassword } from "../protocol/Frontend.ts"
+import type { Authenticator, Identity } from "../tenant/Authenticator.ts"
+import { LiveSession, type LiveSessions } from "./LiveSessions.ts"
+import { negotiate, type LoginRequest } from "./Negotiation.ts"
+import { Relay } from "./Relay.ts"
+
+/** PostgreSQL's own limit for a password packet (PG_MAX_AUTH_TOKEN_LENGTH). */
+const MAX_PASSWORD_LENGTH = 65_535
+const PROTOCOL_3_0 = 0x00030000
+const LAST_WORDS_TIMEOUT = "2 seconds"
+
+/** What a session needs of the house. */
+export interface House {
+  readonly config: LiveConfig["Service"]
+  readonly authenticator: Authenticator["Service"]
+  readonly pools: Pools["Service"]
+  readonly clock: Clock.Clock
+  readonly live: LiveSessions
+}
+
+/** Ends when the client has gone or was told why it must go. Never fails. */
+export const serve = (house: House, reader: ByteReader, transport: Transport): Effect.Effect<void> =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => house.live.open(transport)),
+    () => Effect.scoped(run(house, reader, transport)),
+    () =>
+      Effect.andThen(
+        close(transport),
+        Effect.sync(() => house.live.close(transport))
+      )
+  ).pipe(Effect.annotateLogs({ remote: transport.remote }))
+
+const run = Effect.fnUntraced(
+  function* (house: House, reader: ByteReader, transport: Transport) {
+    const seconds = house.config.current().LimitSettings.ClientLoginTimeoutSecs
+    const client = yield* logIn(house, reader, transport).pipe(
+      Effect.raceFirst(reader.gone),
+      Effect.timeoutOrElse({
+        duration: `${seconds} seconds`,
+        orElse: () => Effect.fail(new LoginTimedOut({ seconds }))
+      }),
+      Effect.tapError((failure) => Effect.sync(() => house.live.countLogin(outcomeOf(failure))))
+    )
+    if (client !== null) yield* relay(house, reader, transport, client)
+  },
+  (effect, house, _reader, transport) =>
+    Effect.catch(effect, (failure) => {
+      const fault = faultOf(failure)
+      return fault === null ? Effect.logDebug("the client left during its login") : tell(house, transport, fault)
+    })
+)
+
+/** Lets the last words out. A client that does not take them is cut off. */
+const close = (transport: Transport): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    if (transport.closed) return Effect.sync(() => transport.destroy())
+    return Effect.callback<void>((resume) => {
+      transport.handler = { onData: () => {}, onDrain: () => {}, onClose: () => resume(Effect.void) }
+      transport.end()
+    }).pipe(
+      Effect.timeoutOption(LAST_WORDS_TIMEOUT),
+      Effect.interruptible,
+      Effect.ensuring(Effect.sync(() => transport.destroy()))
+    )
+  }).pipe(Effect.asVoid)
+
+interface LoggedInClient {
+  readonly request: LoginRequest
+  readonly identity: Identity
+  readonly place: Place
+  readonly scope: Scope.Scope
+  readonly parameters: Buffer
+}
+
+/** Null where the connection was for a cancel, which is done. */
+const logIn = Effect.fnUntraced(function* (
+  house: House,
+  reader: ByteReader,
+  transport: Transport
+): Effect.fn.Return<LoggedInClient | null, SessionFault | ReadFailure, Scope.Scope> {
+  const request = yield* negotiate(reader, transport)
+  if (request._tag === "Cancel") {
+    house.live.cancel(request.processId, request.secretKey)
+    return null
+  }
+  if (house.live.draining) return yield* new ShuttingDown()
+  const { MaxClients, MaxClientsPerTenant } = house.config.current().LimitSettings
+  if (MaxClients > 0 && house.live.count > MaxClients) {
+    return yield* new TooManyClients({ scope: "this pooler", limit: MaxClients })
+  }
+  if (request.unknownProtocolOptions !== null) {
+    transport.write(negotiateProtocolVersion(PROTOCOL_3_0, request.unknownProtocolOptions))
+  }
+  const identity = yield* house.authenticator.login(request.key, request.user, askPassword(reader, transport))
+  if (MaxClientsPerTenant > 0 && house.live.countOf(identity.placement.tenantKey) >= MaxClientsPerTenant) {
+    return yield* new TooManyClients({ scope: "this tenant", limit: MaxClientsPerTenant })
+  }
+  const scope = yield* Effect.scope
+  const place = yield* house.pools.place(identity.placement)
+  const parameters = yield* place.pool.greeting(place.tenant, request.settings)
+  return { request, identity, place, scope, parameters }
+})
+
+const askPassword = (
+  reader: ByteReader,
+  transport: Transport
+): Effect.Effect<Redacted.Redacted<string>, ProtocolViolation | ReadFailure> =>
+  Effect.suspend(() => {
+    transport.write(authenticationCleartextPassword)
+    return Effect.flatMap(
+      reader.frame(MAX_PASSWORD_LENGTH),
+      (frame): Effect.Effect<Redacted.Redacted<string>, ProtocolViolation> => {
+        if (frame.type !== Frontend.password) {
+          return Effect.fail(new ProtocolViolation({ detail: "expected a password message" }))
+        }
+        const password = decodePassword(frame.body)
+        return password === null
+          ? Effect.fail(new ProtocolViolation({ detail: "the password message is malformed" }))
+          : Effect.succeed(Redacted.make(password, { label: "password" }))
+      }
+    )
+  })
+
+/** Greets, then sleeps until the session is over. */
+const relay = (
+  house: House,
+  reader: ByteReader,
+  transport: Transport,
+  { request, identity, place, scope, parameters }: LoggedInClient
+): Effect.Effect<void, SessionFault> =>
+  Effect.callback<void, SessionFault>((resume) => {
+    const pump = new Relay({
+      client: transport,
+      pool: place.pool,
+      tenant: place.tenant,
+      settings: request.settings,
+      limits: () => house.config.current().LimitSettings,
+      now: () => house.clock.currentTimeMillisUnsafe(),
+      counters: house.live.counters,
+      onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
+    })
+    const key = house.live.logIn(transport, new LiveSession(pump, identity, place, scope))
+    house.live.countLogin("ok")
+    transport.write(
+      Buffer.concat([
+        authenticationOk,
+        parameters,
+        backendKeyData(key.processId, key.secretKey),
+        readyForQueryIdle
+      ])
+    )
+    pump.start(reader.takeRest())
+    if (house.live.draining) pump.endAtBorder(new ShuttingDown())
+    return Effect.sync(() => pump.dispose())
+  }).pipe(Effect.annotateLogs({ tenant: identity.placement.tenantKey }))
+
+/** The last words to the client, and the log's line. */
+const tell = (house: House, transport: Transport, fault: SessionFault): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    house.live.countError(fault.sqlState)
+    transport.end(
+      errorResponse({
+        severity: "FATAL",
+        sqlState: fault.sqlState,
+        message: fault.clientMessage,
+        hint: fault.hint
+      })
+    )
+    return Effect.logWithLevel(fault.logLevel)(fault.message)
+  })
+
+/** Null where nobody is there any more to be told. */
+const faultOf = (failure: SessionFault | ReadFailure): SessionFault | null => {
+  switch (failure._tag) {
+    case "PeerGone":
+      return null
+    case "BadLength":
+      return new ProtocolViolation({ detail: "impossible message length" })
+    default:
+      return failure
+  }
+}
+
+const outcomeOf = (failure: SessionFault | ReadFailure): string =>
+  failure._tag === "LoginRefused" ? failure.why : failure._tag
