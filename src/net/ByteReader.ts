@@ -12,9 +12,7 @@ import type { Transport, TransportHandler } from "./Transport.ts"
 const HIGH_WATER = 32 * 1024
 
 /** The peer has gone (`reason` null: in good order), or sent what cannot be a message. */
-export type ReadFailure =
-  | { readonly _tag: "PeerGone"; readonly reason: string | null }
-  | { readonly _tag: "BadLength" }
+export type ReadFailure = { readonly _tag: "PeerGone"; readonly reason: string | null } | { readonly _tag: "BadLength" }
 
 export class ByteReader implements TransportHandler {
   readonly #transport: Transport

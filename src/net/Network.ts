@@ -38,7 +38,10 @@ export class Network extends Context.Service<
     readonly connect: (to: { readonly host: string; readonly port: number }) => Effect.Effect<Transport, string>
   }
 >()("perseus/net/Network") {
-  static readonly layer: Layer.Layer<Network> = Layer.succeed(Network, { listen: (...args) => listen(...args), connect })
+  static readonly layer: Layer.Layer<Network> = Layer.succeed(Network, {
+    listen: (...args) => listen(...args),
+    connect
+  })
 }
 
 /** PostgreSQL's own default for connections that the kernel holds until they are accepted is small; a restart brings thousands. */

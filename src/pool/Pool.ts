@@ -14,36 +14,25 @@ import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import type * as Scope from "effect/Scope"
 import type { LimitSettings, PoolSettings, ServerSettings } from "../config/PerseusConfig.ts"
-import {
-  AcquireTimedOut,
-  DestinationUnreachable,
-  SettingRefused,
-  ShuttingDown,
-  type SessionFault
-} from "../errors.ts"
+import { AcquireTimedOut, DestinationUnreachable, SettingRefused, ShuttingDown, type SessionFault } from "../errors.ts"
 import type { Network } from "../net/Network.ts"
-import { parameterStatus } from "../protocol/Backend.ts"
-import { cancelRequest, emptyQuery, terminate } from "../protocol/Frontend.ts"
+import { emptyQuery, terminate } from "../protocol/Frontend.ts"
+import * as CancelRequest from "./CancelRequest.ts"
 import type { Credential } from "./Credential.ts"
+import * as Greeting from "./Greeting.ts"
 import { CredentialGroup, PoolTenant, type Connection, type PoolClient } from "./PoolTenant.ts"
 import { PoolStatistics, type PoolSnapshot } from "./PoolStatistics.ts"
+import { Reachability, refusedAgain } from "./Reachability.ts"
 import { differences, switchTo, type ClientSettings, type Conversation } from "./Reset.ts"
 import { ServerConnection, type ConversationEnd, type LoggedIn } from "./ServerConnection.ts"
 import { ConnectFailure, openAndLogIn, type Target } from "./ServerLogin.ts"
-import { QUANTUM, Waiter } from "./WaitQueue.ts"
-
-/** First delay after a failed connect, doubled each time up to the longest. */
-const BACKOFF_FIRST_MS = 100
-const BACKOFF_LONGEST_MS = 5_000
+import { QUANTUM, type Waiter } from "./WaitQueue.ts"
 
 /**
  * A connection is not closed to make room for another user's before it has lived this long: opening one costs PostgreSQL
  * about 3 ms, so churn between users stays under a tenth.
  */
 const HANDOVER_MIN_AGE_MS = 50
-
-/** Remembered greetings of one tenant; a client that invents settings must not fill the memory. */
-const GREETINGS_PER_TENANT = 32
 
 const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1 }
 
@@ -84,9 +73,7 @@ export class Pool {
   /** Groups that would open a connection if there were room. */
   readonly #starved = new Set<CredentialGroup>()
   #opening = 0
-  /** Since when nothing answers there; null while all is well. */
-  #outage: { since: number; failures: number; retryAt: number; fault: DestinationUnreachable } | null = null
-  #everConnected = false
+  readonly #reachability = new Reachability()
   /** Raised when the destination comes back: it may report other parameters then. */
   #epoch = 0
   #closing = false
@@ -258,28 +245,17 @@ export class Pool {
     this.statistics.cancelsForwarded++
     const timeout = this.#limits.CancelTimeoutSecs
     this.#fork(
-      this.#sendCancel(connection).pipe(
+      CancelRequest.send(this.#network, {
+        host: this.destination.host,
+        port: this.destination.port,
+        processId: connection.processId,
+        secretKey: connection.secretKey
+      }).pipe(
         Effect.as(true),
         Effect.timeoutOrElse({ duration: `${timeout} seconds`, orElse: () => Effect.succeed(false) }),
         Effect.catch(() => Effect.succeed(true)),
         Effect.onExit((exit) => Effect.sync(() => this.#cancelEnded(connection, exit._tag === "Success" && exit.value)))
       )
-    )
-  }
-
-  #sendCancel(connection: Connection): Effect.Effect<void, string> {
-    return Effect.acquireUseRelease(
-      this.#network.connect(this.destination),
-      (transport) =>
-        Effect.callback<void>((resume) => {
-          transport.handler = {
-            onData: () => {},
-            onDrain: () => {},
-            onClose: () => resume(Effect.void)
-          }
-          transport.write(cancelRequest(connection.processId, connection.secretKey))
-        }),
-      (transport) => Effect.sync(() => transport.destroy())
     )
   }
 
@@ -380,9 +356,7 @@ export class Pool {
   }
 
   #maySwitch(connection: Connection, tenant: PoolTenant): boolean {
-    return (
-      connection.tenant === tenant || connection.tenant === null || this.#settings.TenantSwitch === "discard"
-    )
+    return connection.tenant === tenant || connection.tenant === null || this.#settings.TenantSwitch === "discard"
   }
 
   /** True where another user's clients have waited longer than all of this one's and there is no room for them. */
@@ -446,9 +420,7 @@ export class Pool {
         return client.onGranted(connection)
       case "Refused":
         this.#close(connection)
-        return client?.onRefused(
-          new SettingRefused({ sqlState: end.error.sqlState, clientMessage: end.error.message })
-        )
+        return client?.onRefused(new SettingRefused({ sqlState: end.error.sqlState, clientMessage: end.error.message }))
       case "TimedOut":
         this.#close(connection)
         return client?.onRefused(
@@ -545,7 +517,7 @@ export class Pool {
   #mayDial(group: CredentialGroup, now: number): boolean {
     if (this.#closing) return false
     if (group.refusal !== null && (now < group.refusal.until || group.opening > 0)) return false
-    return this.#outage === null || (now >= this.#outage.retryAt && this.#opening === 0)
+    return this.#reachability.mayDial(now, this.#opening)
   }
 
   #open(group: CredentialGroup): void {
@@ -559,7 +531,9 @@ export class Pool {
       Effect.timeoutOrElse({
         duration: `${timeout} seconds`,
         orElse: () =>
-          Effect.fail(new ConnectFailure({ kind: "unreachable", detail: `no login within ${timeout} s (ConnCreateTimeoutSecs)` }))
+          Effect.fail(
+            new ConnectFailure({ kind: "unreachable", detail: `no login within ${timeout} s (ConnCreateTimeoutSecs)` })
+          )
       })
     )
     this.#fork(
@@ -573,9 +547,10 @@ export class Pool {
           ),
           Effect.matchEffect({
             onSuccess: (loggedIn) => Effect.sync(() => this.#opened(group, generation, loggedIn)),
-            onFailure: (failure) => this.#logFailure(failure).pipe(
-              Effect.andThen(Effect.sync(() => this.#connectFailed(group, failure.kind, failure.detail, startedAt)))
-            )
+            onFailure: (failure) =>
+              this.#logFailure(failure).pipe(
+                Effect.andThen(Effect.sync(() => this.#connectFailed(group, failure.kind, failure.detail, startedAt)))
+              )
           })
         )
       )
@@ -588,46 +563,28 @@ export class Pool {
 
   #opened(group: CredentialGroup, generation: number, login: LoggedIn): void {
     if (this.#closing) return login.transport.end(terminate)
-    const connection: Connection = new ServerConnection(login, this.#now(), (lost, reason) => this.#lost(lost, reason))
+    const connection: Connection = new ServerConnection(login, this.#now(), (lost) => this.#lost(lost))
     this.#connections.add(connection)
     group.open++
     group.refusal = null
-    this.#everConnected = true
-    if (this.#outage !== null) {
-      this.#outage = null
+    if (this.#reachability.reached()) {
       this.#epoch++
       for (const other of this.#groups.values()) if (other !== group) this.#ensureOpening(other)
     }
     this.statistics.opened++
     if (generation !== group.generation) connection.retired = true
     // The server may have gone between its last word and now.
-    if (login.transport.closed) return this.#lost(connection, "the server closed the connection")
+    if (login.transport.closed) return this.#lost(connection)
     this.#settle(connection)
     this.#ensureOpening(group)
   }
 
-  #connectFailed(
-    group: CredentialGroup,
-    kind: ConnectFailure["kind"],
-    detail: string,
-    startedAt = this.#now()
-  ): void {
+  #connectFailed(group: CredentialGroup, kind: ConnectFailure["kind"], detail: string, startedAt = this.#now()): void {
     const now = this.#now()
     const fault = this.#unreachable(detail)
     this.statistics.connectFailures++
-    if (kind === "refused") {
-      const failures = (group.refusal?.failures ?? 0) + 1
-      group.refusal = { fault, failures, until: now + backoff(failures) }
-    } else {
-      const failures = (this.#outage?.failures ?? 0) + 1
-      this.#outage = {
-        // A destination that never answered is a wrong name, not one that restarts.
-        since: this.#outage?.since ?? (this.#everConnected ? startedAt : Number.NEGATIVE_INFINITY),
-        failures,
-        retryAt: now + backoff(failures),
-        fault
-      }
-    }
+    if (kind === "refused") group.refusal = refusedAgain(group.refusal, fault, now)
+    else this.#reachability.failed(fault, startedAt, now)
     for (const waiting of this.#groups.values()) this.#refuseInVain(waiting, now)
     this.#dropGroupIfUnused(group)
   }
@@ -639,9 +596,7 @@ export class Pool {
   #inVain(group: CredentialGroup, now: number): DestinationUnreachable | null {
     if (group.open > 0 || group.opening > 0) return null
     if (group.refusal !== null && now < group.refusal.until) return group.refusal.fault
-    const outage = this.#outage
-    if (outage === null || (now >= outage.retryAt && this.#opening === 0)) return null
-    return now - outage.since >= this.#settings.ConnCreateTimeoutSecs * 1000 ? outage.fault : null
+    return this.#reachability.inVain(now, this.#opening, this.#settings.ConnCreateTimeoutSecs * 1000)
   }
 
   #refuseInVain(group: CredentialGroup, now: number): void {
@@ -689,7 +644,7 @@ export class Pool {
   }
 
   /** The connection has ended by itself, or as we asked. Its lessee hears of it from the connection. */
-  #lost(connection: Connection, _reason: string): void {
+  #lost(connection: Connection): void {
     if (connection.state === "idle") this.#removeIdle(connection)
     this.#unhold(connection)
     connection.state = "closing"
@@ -729,7 +684,7 @@ export class Pool {
       for (const waiter of group.queue.takeOlderThan(limit)) {
         this.statistics.acquireTimeouts++
         waiter.client.onRefused(
-          this.#outage?.fault ??
+          this.#reachability.fault ??
             new AcquireTimedOut({ destination: this.name, seconds: this.#limits.AcquireTimeoutSecs, waiting })
         )
       }
@@ -740,7 +695,8 @@ export class Pool {
 
   #closeIfOverdue(connection: Connection, now: number): void {
     if (this.#expired(connection.openedAt, this.#settings.MaxLifetimeSecs, now)) this.statistics.maxLifetimeClosed++
-    else if (this.#expired(connection.idleSince, this.#settings.MaxIdletimeSecs, now)) this.statistics.maxIdleTimeClosed++
+    else if (this.#expired(connection.idleSince, this.#settings.MaxIdletimeSecs, now))
+      this.statistics.maxIdleTimeClosed++
     else return
     this.#close(connection)
   }
@@ -767,36 +723,14 @@ export class Pool {
    */
   greeting(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
     return Effect.suspend(() => {
-      const known = tenant.greetings.get(settings.key)
-      if (known !== undefined && known.epoch === this.#epoch) {
+      const known = Greeting.remembered(tenant, settings, this.#epoch)
+      if (known !== null) {
         const fault = this.#inVain(tenant.group, this.#now())
-        return fault === null ? Effect.succeed(known.bytes) : Effect.fail(fault)
+        return fault === null ? Effect.succeed(known) : Effect.fail(fault)
       }
-      return Effect.map(this.#askParameters(tenant, settings), (bytes) => {
-        if (tenant.greetings.size >= GREETINGS_PER_TENANT) tenant.greetings.clear()
-        tenant.greetings.set(settings.key, { bytes, epoch: this.#epoch })
-        return bytes
-      })
-    })
-  }
-
-  #askParameters(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
-    return Effect.callback<Buffer, SessionFault>((resume) => {
-      const client = new ParametersClient(tenant, settings, {
-        granted: (connection) => {
-          const bytes = Buffer.concat([...connection.parameters].map(([name, value]) => parameterStatus(name, value)))
-          this.give(connection)
-          resume(Effect.succeed(bytes))
-        },
-        refused: (fault) => resume(Effect.fail(fault))
-      })
-      const connection = this.take(client)
-      if (connection !== null) client.onGranted(connection)
-      else {
-        const fault = this.wait(client)
-        if (fault !== null) resume(Effect.fail(fault))
-      }
-      return Effect.sync(() => this.leave(client))
+      return Effect.tap(Greeting.ask(this, tenant, settings), (bytes) =>
+        Effect.sync(() => Greeting.remember(tenant, settings, this.#epoch, bytes))
+      )
     })
   }
 
@@ -856,35 +790,3 @@ export class Pool {
 
 const samePath = (a: ReadonlyArray<string>, b: ReadonlyArray<string>): boolean =>
   a.length === b.length && a.every((schema, index) => schema === b[index])
-
-const backoff = (failures: number): number => Math.min(BACKOFF_FIRST_MS * 2 ** (failures - 1), BACKOFF_LONGEST_MS)
-
-/** A login that wants to know what the server reports: holds a connection for no longer than it takes to look. */
-class ParametersClient implements PoolClient {
-  readonly tenant: PoolTenant
-  readonly settings: ClientSettings
-  readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
-  readonly #on: { readonly granted: (connection: Connection) => void; readonly refused: (fault: SessionFault) => void }
-
-  constructor(
-    tenant: PoolTenant,
-    settings: ClientSettings,
-    on: { readonly granted: (connection: Connection) => void; readonly refused: (fault: SessionFault) => void }
-  ) {
-    this.tenant = tenant
-    this.settings = settings
-    this.#on = on
-  }
-
-  onGranted(connection: Connection): void {
-    this.#on.granted(connection)
-  }
-
-  onRefused(fault: SessionFault): void {
-    this.#on.refused(fault)
-  }
-
-  onServerData(): void {}
-  onServerDrain(): void {}
-  onServerLost(): void {}
-}

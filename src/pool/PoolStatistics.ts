@@ -4,7 +4,9 @@
  */
 
 /** Upper bounds of the wait histogram's buckets, seconds. */
-export const WAIT_BUCKETS: ReadonlyArray<number> = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+export const WAIT_BUCKETS: ReadonlyArray<number> = [
+  0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
+]
 
 export class PoolStatistics {
   /** Transactions that had a connection. */
@@ -13,7 +15,7 @@ export class PoolStatistics {
   waitCount = 0
   waitMillis = 0
   /** One count a bucket (not cumulative), the last for what is longer than all bounds. */
-  readonly waitBuckets: Array<number> = new Array<number>(WAIT_BUCKETS.length + 1).fill(0)
+  readonly waitBuckets: Array<number> = Array.from({ length: WAIT_BUCKETS.length + 1 }, () => 0)
   maxIdleClosed = 0
   maxIdleTimeClosed = 0
   maxLifetimeClosed = 0

@@ -4,8 +4,9 @@
  *
  * Plain records: the Pool alone changes them.
  */
-import type { DestinationUnreachable, SessionFault } from "../errors.ts"
+import type { SessionFault } from "../errors.ts"
 import type { Credential } from "./Credential.ts"
+import type { Refusal } from "./Reachability.ts"
 import type { ClientSettings } from "./Reset.ts"
 import type { Lessee, ServerConnection } from "./ServerConnection.ts"
 import { Lane, WaitQueue, type Waiter } from "./WaitQueue.ts"
@@ -35,7 +36,7 @@ export class CredentialGroup {
   /** Raised when its secret changed: what was begun before is not lent. */
   generation = 0
   /** After a login that only an operator can mend: its words, and until when it is not tried again. */
-  refusal: { readonly fault: DestinationUnreachable; readonly failures: number; readonly until: number } | null = null
+  refusal: Refusal | null = null
   tenants = 0
 
   constructor(credential: Credential) {

@@ -79,9 +79,7 @@ export class Pools extends Context.Service<
         Effect.forkScoped({ startImmediately: true })
       )
       yield* SubscriptionRef.changes(config.ref).pipe(
-        Stream.runForEach(() =>
-          Effect.sync(() => pools.forEach((pool) => pool.configure(limitsOf(pool.destination))))
-        ),
+        Stream.runForEach(() => Effect.sync(() => pools.forEach((pool) => pool.configure(limitsOf(pool.destination))))),
         Effect.forkScoped({ startImmediately: true })
       )
 
@@ -89,7 +87,10 @@ export class Pools extends Context.Service<
         place: (placement) =>
           Effect.flatMap(RcMap.get(byDestination, encodeKey(placement.destination)), (pool) =>
             Effect.acquireRelease(
-              Effect.sync(() => ({ pool, tenant: pool.retain(placement, limitsOf(pool.destination).pool.ExtraSchemas) })),
+              Effect.sync(() => ({
+                pool,
+                tenant: pool.retain(placement, limitsOf(pool.destination).pool.ExtraSchemas)
+              })),
               ({ tenant }) => Effect.sync(() => pool.release(tenant))
             )
           ),
@@ -100,7 +101,8 @@ export class Pools extends Context.Service<
 }
 
 /** A key of strings and numbers only, so that equal destinations have equal keys (and `a_b`+`c` is not `a`+`b_c`). */
-const encodeKey = ({ label, host, port, database }: Destination): string => JSON.stringify([label, host, port, database])
+const encodeKey = ({ label, host, port, database }: Destination): string =>
+  JSON.stringify([label, host, port, database])
 
 const decodeKey = (key: string): Destination => {
   const [label, host, port, database] = JSON.parse(key) as [string, string, number, string]

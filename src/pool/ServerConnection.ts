@@ -75,16 +75,12 @@ export class ServerConnection<Tenant> implements TransportHandler {
   /** When what it is at must be over, on the clock's milliseconds. */
   deadline = Number.POSITIVE_INFINITY
   lessee: Lessee | null = null
-  readonly #onLost: (connection: ServerConnection<Tenant>, reason: string) => void
+  readonly #onLost: (connection: ServerConnection<Tenant>) => void
   #conversation: RunningConversation | null = null
   readonly #idleCollector = new FrameCollector(CONVERSATION_FRAME_LIMIT)
   #lastWords: ReceivedError | null = null
 
-  constructor(
-    login: LoggedIn,
-    now: number,
-    onLost: (connection: ServerConnection<Tenant>, reason: string) => void
-  ) {
+  constructor(login: LoggedIn, now: number, onLost: (connection: ServerConnection<Tenant>) => void) {
     this.transport = login.transport
     this.credential = login.credential
     this.processId = login.processId
@@ -202,7 +198,7 @@ export class ServerConnection<Tenant> implements TransportHandler {
     this.lessee = null
     this.transport.destroy()
     this.#endConversation({ _tag: "Lost", reason })
-    this.#onLost(this, reason)
+    this.#onLost(this)
     lessee?.onServerLost(reason)
   }
 }

@@ -152,7 +152,9 @@ const authenticate = Effect.fnUntraced(function* (
       break
     case "Sasl":
       if (!request.mechanisms.includes("SCRAM-SHA-256")) {
-        return yield* refused(`the server offers no SASL mechanism that is known here: ${request.mechanisms.join(", ")}`)
+        return yield* refused(
+          `the server offers no SASL mechanism that is known here: ${request.mechanisms.join(", ")}`
+        )
       }
       yield* scram(reader, transport, password)
       break

@@ -251,9 +251,7 @@ const completes = (expected: Expected, type: number): boolean => {
     case Expected.describe:
       return type === Backend.rowDescription || type === Backend.noData
     case Expected.execute:
-      return (
-        type === Backend.commandComplete || type === Backend.emptyQueryResponse || type === Backend.portalSuspended
-      )
+      return type === Backend.commandComplete || type === Backend.emptyQueryResponse || type === Backend.portalSuspended
     default:
       return false
   }

@@ -5,12 +5,7 @@
  * most once of each kind, and nothing that came in the same breath as such a request is ever read (CVE-2021-3935).
  */
 import * as Effect from "effect/Effect"
-import {
-  FeatureNotSupported,
-  ProtocolViolation,
-  SchemaNameRefused,
-  StartupParameterMissing
-} from "../errors.ts"
+import { FeatureNotSupported, ProtocolViolation, SchemaNameRefused, StartupParameterMissing } from "../errors.ts"
 import type { ByteReader, ReadFailure } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"

@@ -196,4 +196,5 @@ export class PreparedStatements {
 /** Names are compared byte by byte. */
 const nameOf = (message: Buffer, from: number, end: number): string => message.toString("latin1", from, end)
 
-const keyOn = (connection: Connection, statement: Statement): string => `${connection.settings.key}\0${statement.digest}`
+const keyOn = (connection: Connection, statement: Statement): string =>
+  `${connection.settings.key}\0${statement.digest}`

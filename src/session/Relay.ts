@@ -292,9 +292,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   onServerLost(reason: string): void {
     this.#server = null
-    this.#end(
-      this.#serverSaidFatal ? null : new ServerConnectionLost({ destination: this.#pool.name, detail: reason })
-    )
+    this.#end(this.#serverSaidFatal ? null : new ServerConnectionLost({ destination: this.#pool.name, detail: reason }))
   }
 
   /** Nothing is owed or half sent, and no transaction is open: the next one may use the connection. */

@@ -167,12 +167,7 @@ const relay = (
     const key = house.live.logIn(transport, new LiveSession(pump, identity, place, scope))
     house.live.countLogin("ok")
     transport.write(
-      Buffer.concat([
-        authenticationOk,
-        parameters,
-        backendKeyData(key.processId, key.secretKey),
-        readyForQueryIdle
-      ])
+      Buffer.concat([authenticationOk, parameters, backendKeyData(key.processId, key.secretKey), readyForQueryIdle])
     )
     pump.start(reader.takeRest())
     if (house.live.draining) pump.endAtBorder(new ShuttingDown())

@@ -99,8 +99,7 @@ const warnOfCut = (count: number): Effect.Effect<void> =>
 
 /** A row has changed: what that means for the sessions that live by it. */
 const follow = (house: House, repo: AuthRepo["Service"], change: AuthChange): Effect.Effect<void> => {
-  const tenants =
-    change._tag === "Row" ? [house.live.ofTenant(tenantName(change.key))] : house.live.byTenant()
+  const tenants = change._tag === "Row" ? [house.live.ofTenant(tenantName(change.key))] : house.live.byTenant()
   return Effect.forEach(tenants, (sessions) => followTenant(house, repo, sessions), { discard: true })
 }
 
@@ -109,7 +108,7 @@ const followTenant = Effect.fnUntraced(
     const [first] = sessions
     if (first === undefined) return
     const row = yield* repo.find(first.identity.row)
-    for (const session of [...sessions]) {
+    for (const session of Array.from(sessions)) {
       const before = session.identity.row
       if (Option.isNone(row) || loginDiffers(before, row.value)) session.relay.endAtBorder(new TenantRevoked())
       else if (placeDiffers(before, row.value)) yield* move(house, session, row.value)
@@ -129,8 +128,7 @@ const move = Effect.fnUntraced(function* (house: House, session: LiveSession, ro
 })
 
 const loginDiffers = (before: AuthRow, after: AuthRow): boolean =>
-  before.sourceUser !== after.sourceUser ||
-  secretOf(before.sourcePassHashed) !== secretOf(after.sourcePassHashed)
+  before.sourceUser !== after.sourceUser || secretOf(before.sourcePassHashed) !== secretOf(after.sourcePassHashed)
 
 const secretOf = (secret: Redacted.Redacted<string> | null): string | null =>
   secret === null ? null : Redacted.value(secret)

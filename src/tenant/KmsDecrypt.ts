@@ -21,6 +21,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
+import type { AWSSettings } from "../config/PerseusConfig.ts"
 import { KmsUnavailable } from "../errors.ts"
 
 /** How to reach KMS; `AWSSettings` of the configuration. */
@@ -39,6 +40,15 @@ export interface KmsSettings {
   /** Seconds for all tries together, and the waits between them. */
   readonly timeoutSecs?: number | undefined
 }
+
+/** The `AWSSettings` of config.json. */
+export const settingsFrom = (aws: AWSSettings): KmsSettings => ({
+  accessKeyId: aws.AccessKeyId,
+  secretAccessKey: aws.SecretAccessKey,
+  region: aws.Region,
+  endpoint: aws.Endpoint,
+  keyArn: aws.KMSKeyARN
+})
 
 type Operation = "Decrypt" | "Encrypt"
 type Sdk = typeof import("@aws-sdk/client-kms")

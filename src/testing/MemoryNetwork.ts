@@ -42,6 +42,8 @@ export interface OpenTransports {
   readonly connecting: number
 }
 
+type Behaviour = { readonly [Name in keyof Options]-?: NonNullable<Options[Name]> }
+
 export interface MemoryNetwork {
   readonly network: Network["Service"]
   readonly layer: Layer.Layer<Network>
@@ -73,7 +75,7 @@ class MemoryTransport implements Transport {
   handler: TransportHandler = ignoreAll
   readonly remote: string
   readonly local = true
-  readonly #options: Required<Options>
+  readonly #options: Behaviour
   readonly #onOver: () => void
   #peer: MemoryTransport = this
   #incoming: Array<Item> = []
@@ -86,7 +88,7 @@ class MemoryTransport implements Transport {
   #ended = false
   #over = false
 
-  private constructor(remote: string, options: Required<Options>, onOver: () => void) {
+  private constructor(remote: string, options: Behaviour, onOver: () => void) {
     this.remote = remote
     this.#options = options
     this.#onOver = onOver
@@ -94,7 +96,7 @@ class MemoryTransport implements Transport {
 
   /** Two ends of one connection; each names the other's address. */
   static pair(
-    options: Required<Options>,
+    options: Behaviour,
     [one, other]: readonly [one: End, other: End]
   ): readonly [MemoryTransport, MemoryTransport] {
     const first = new MemoryTransport(other.address, options, one.onOver)
@@ -247,7 +249,7 @@ interface End {
 
 const asBuffer = (bytes: Uint8Array): Buffer => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
 
-const withDefaults = (options: Options): Required<Options> => ({
+const withDefaults = (options: Options): Behaviour => ({
   schedule: options.schedule ?? queueMicrotask,
   split: options.split ?? ((chunk) => [chunk]),
   losesInFlight: options.losesInFlight ?? (() => false),

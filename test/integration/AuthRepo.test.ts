@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -7,7 +8,6 @@ import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Redacted from "effect/Redacted"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { readFileSync } from "node:fs"
 import { AuthTableInvalid, AuthUnavailable, ConfigInvalid } from "../../src/errors.ts"
@@ -50,14 +50,34 @@ const rowChanged = (sourceDb: string, sourceSchema: string): AuthChange => ({
 const destHost = (repo: AuthRepo["Service"], sourceDb: string, sourceSchema: string) =>
   Effect.map(repo.find({ sourceDb, sourceSchema }), (row) => Option.getOrUndefined(row)?.destHost)
 
-/** The look-ups that PostgreSQL has run, by its own account. */
-const lookUpsOf = (database: TestDatabase) =>
-  Effect.map(
-    database.query(
-      "SELECT coalesce(sum(seq_scan + idx_scan), 0)::int AS n FROM pg_stat_user_tables WHERE relname = 'perseus_auth'"
-    ),
-    ([row]) => Number(row?.n)
+/** Puts a view in the table's place, in which each look-up that finds a row leaves its mark. */
+const countLookUps = Effect.fnUntraced(function* (database: TestDatabase) {
+  yield* database.script(`
+    ALTER TABLE perseus_auth RENAME TO real_rows;
+    CREATE SEQUENCE look_ups;
+    CREATE VIEW perseus_auth AS SELECT * FROM real_rows WHERE nextval('look_ups') > 0`)
+  return Effect.map(database.query("SELECT last_value::int AS n, is_called FROM look_ups"), ([row]) =>
+    row?.is_called === true ? row.n : 0
   )
+})
+
+/** Holds up every look-up until the returned effect is run. */
+const lockRows = Effect.fnUntraced(function* (database: TestDatabase, table = "perseus_auth") {
+  const locker = yield* database.client
+  yield* Effect.promise(() => locker.query(`BEGIN; LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`))
+  return Effect.promise(() => locker.query("COMMIT"))
+})
+
+/** Ends when so many statements wait for a lock in this database. */
+const untilWaiting = (database: TestDatabase, count: number) =>
+  Effect.repeat(
+    database.query(
+      "SELECT pid FROM pg_locks JOIN pg_database d ON d.oid = database WHERE NOT granted AND datname = current_database()"
+    ),
+    { until: (waiting: ReadonlyArray<Row>) => waiting.length === count }
+  )
+
+const fork = <A, E>(effect: Effect.Effect<A, E>) => Effect.forkChild(effect, { startImmediately: true })
 
 const capturedLog = () => {
   const lines: Array<string> = []
@@ -179,35 +199,46 @@ describe("find", () => {
     Effect.gen(function* () {
       const database = yield* authDatabase
       yield* insert(database, "app", "acme")
+      const lookUps = yield* countLookUps(database)
       const repo = yield* repoOf(database)
-      const locker = yield* database.client
-      yield* Effect.promise(() => locker.query("BEGIN; LOCK TABLE perseus_auth IN ACCESS EXCLUSIVE MODE"))
-      const askers = yield* Effect.forEach(Array.from({ length: 50 }), () =>
-        Effect.forkChild(destHost(repo, "app", "acme"), { startImmediately: true })
-      )
-      const waiting = database.query(
-        "SELECT pid FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-      )
-      const waiters = yield* Effect.repeat(waiting, { until: (rows: ReadonlyArray<Row>) => rows.length > 0 })
-      assert.strictEqual(waiters.length, 1)
-      yield* Effect.promise(() => locker.query("COMMIT"))
+      const unlock = yield* lockRows(database, "real_rows")
+      const askers = yield* Effect.forEach(Array.from({ length: 50 }), () => fork(destHost(repo, "app", "acme")))
+      yield* untilWaiting(database, 1)
+      yield* unlock
       for (const asker of askers) assert.strictEqual(yield* Fiber.join(asker), "h")
-      yield* database.query("ALTER TABLE perseus_auth RENAME TO hidden")
-      assert.strictEqual(yield* destHost(repo, "app", "acme"), "h", "from the cache")
+      assert.strictEqual(yield* destHost(repo, "app", "acme"), "h")
+      assert.strictEqual(yield* lookUps, 1)
     })
   )
 
-  it.live("fails when the answer takes too long, at once and for that look-up alone", () =>
+  it.live("fails when the answer takes too long, and for that look-up alone", () =>
     Effect.gen(function* () {
       const database = yield* authDatabase
       yield* insert(database, "app", "acme")
       const repo = yield* repoOf(database, { queryTimeoutSecs: 1 })
-      const locker = yield* database.client
-      yield* Effect.promise(() => locker.query("BEGIN; LOCK TABLE perseus_auth IN ACCESS EXCLUSIVE MODE"))
+      const unlock = yield* lockRows(database)
       const error = yield* Effect.flip(repo.find({ sourceDb: "app", sourceSchema: "acme" }))
       assert.strictEqual(error.detail, "look-up failed: timed out after 1 s")
-      yield* Effect.promise(() => locker.query("COMMIT"))
+      yield* unlock
       assert.strictEqual(yield* destHost(repo, "app", "acme"), "h")
+    })
+  )
+
+  it.live("does not wait longer for a server that no longer answers at all", () =>
+    Effect.gen(function* () {
+      const database = yield* authDatabase
+      const repo = yield* repoOf(database, { queryTimeoutSecs: 1, dsn: database.dsn({ pool_max_conns: "1" }) })
+      yield* repo.find({ sourceDb: "app", sourceSchema: "acme" })
+      const [backend] = yield* database.query(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT id::text%'"
+      )
+      const signal = (name: "SIGSTOP" | "SIGCONT") => Effect.sync(() => process.kill(Number(backend?.pid), name))
+      yield* Effect.acquireRelease(signal("SIGSTOP"), () => signal("SIGCONT"))
+      const [elapsed, exit] = yield* Effect.timed(Effect.exit(repo.find({ sourceDb: "app", sourceSchema: "other" })))
+      assert.instanceOf(failureOf(exit), AuthUnavailable)
+      // To cancel the query takes five seconds more, behind the scenes.
+      assert.isBelow(Duration.toSeconds(elapsed), 3)
+      yield* signal("SIGCONT")
     })
   )
 
@@ -301,25 +332,24 @@ describe("changes", () => {
     })
   )
 
-  it.live("drops the row of a look-up that was under way when the change was told", () =>
+  it.live("asks anew for a changed row, even while a look-up from before the change is under way", () =>
     Effect.gen(function* () {
       const database = yield* authDatabase
-      yield* insert(database, "app", "acme", "one")
+      yield* insert(database, "app", "acme")
+      const lookUps = yield* countLookUps(database)
       const repo = yield* repoOf(database)
       const changes = yield* subscribe(repo)
-      const locker = yield* database.client
-      yield* Effect.promise(() => locker.query("BEGIN; LOCK TABLE perseus_auth IN ACCESS EXCLUSIVE MODE"))
-      const underWay = yield* Effect.forkChild(destHost(repo, "app", "acme"), { startImmediately: true })
+      const unlock = yield* lockRows(database, "real_rows")
+      const before = yield* fork(destHost(repo, "app", "acme"))
+      yield* untilWaiting(database, 1)
       yield* database.query(`NOTIFY perseus_auth, '{"db":"app","schema":"acme"}'`)
       yield* Queue.take(changes)
-      const afterwards = yield* Effect.forkChild(destHost(repo, "app", "acme"), { startImmediately: true })
-      const waiting = database.query(
-        "SELECT pid FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-      )
-      yield* Effect.repeat(waiting, { until: (rows: ReadonlyArray<Row>) => rows.length === 2 })
-      yield* Effect.promise(() => locker.query("COMMIT"))
-      assert.strictEqual(yield* Fiber.join(underWay), "one")
-      assert.strictEqual(yield* Fiber.join(afterwards), "one")
+      const after = yield* fork(destHost(repo, "app", "acme"))
+      yield* untilWaiting(database, 2)
+      yield* unlock
+      for (const asker of [before, after]) assert.strictEqual(yield* Fiber.join(asker), "h")
+      assert.strictEqual(yield* destHost(repo, "app", "acme"), "h")
+      assert.strictEqual(yield* lookUps, 2)
     })
   )
 

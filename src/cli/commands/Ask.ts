@@ -44,8 +44,7 @@ export const secrets = Effect.fnUntraced(function* (
 })
 
 /** As `secrets`, for one. */
-export const secret = (question: Question) =>
-  Effect.map(secrets([question]), ([answer]) => answer ?? Redacted.make(""))
+export const secret = (question: Question) => Effect.map(secrets([question]), ([answer]) => answer ?? Redacted.make(""))
 
 /** True for "y" or "yes". Fails where nobody can be asked; `otherwise` says what to do then. */
 export const confirm = Effect.fnUntraced(function* (

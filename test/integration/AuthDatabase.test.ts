@@ -1,0 +1,231 @@
+import { assert, describe, it, layer } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
+import * as Result from "effect/Result"
+import { mkdtemp, rm, writeFile } from "node:fs/promises"
+import { tmpdir } from "node:os"
+import * as path from "node:path"
+import * as AuthDatabase from "../../src/tenant/AuthDatabase.ts"
+import * as AuthDsn from "../../src/tenant/AuthDsn.ts"
+import { authority, signedBy } from "../support/certificates.ts"
+import { databaseOn, freshDatabase, ownPostgres, type TestDatabase } from "../support/postgres.ts"
+
+const open = (database: TestDatabase, parameters: Readonly<Record<string, string>>) =>
+  Effect.suspend(() => AuthDatabase.make(Result.getOrThrow(AuthDsn.parse(database.dsn(parameters)))))
+
+const isEncrypted = (auth: AuthDatabase.AuthDatabase) =>
+  Effect.map(auth.query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"), ([row]) => row?.ssl)
+
+/** A server with TLS, and one role each that may log in only with it, only without it, and only by a certificate. */
+class TlsServer extends Context.Service<
+  TlsServer,
+  {
+    readonly database: TestDatabase
+    readonly role: (name: "tls" | "plain" | "certified") => Readonly<Record<string, string>>
+    /** Paths of PEM files. */
+    readonly ca: string
+    readonly otherCa: string
+    readonly client: { readonly sslcert: string; readonly sslkey: string }
+  }
+>()("test/TlsServer") {
+  static readonly layer = Layer.effect(
+    TlsServer,
+    Effect.gen(function* () {
+      const ca = authority()
+      const serverCertificate = signedBy(ca, "127.0.0.1", "db.internal")
+      const server = yield* ownPostgres({
+        settings: { ssl: "on", ssl_ca_file: "ca.crt" },
+        files: {
+          "server.crt": serverCertificate.cert,
+          "server.key": serverCertificate.key,
+          "ca.crt": ca.cert,
+          "pg_hba.conf": [
+            "host all postgres 127.0.0.1/32 scram-sha-256",
+            "hostssl all tls 127.0.0.1/32 scram-sha-256",
+            "hostnossl all plain 127.0.0.1/32 scram-sha-256",
+            "hostssl all certified 127.0.0.1/32 cert"
+          ].join("\n")
+        }
+      })
+      const database = databaseOn(server, "postgres")
+      for (const role of ["tls", "plain", "certified"]) {
+        yield* database.query(`CREATE ROLE ${role} LOGIN PASSWORD '${role}'`)
+      }
+      const clientCertificate = signedBy(ca, "certified")
+      const directory = yield* Effect.acquireRelease(
+        Effect.promise(() => mkdtemp(path.join(tmpdir(), "perseus-test-"))),
+        (directory) => Effect.promise(() => rm(directory, { recursive: true }))
+      )
+      const pem = (name: string, content: string) =>
+        Effect.promise(async () => {
+          const file = path.join(directory, name)
+          await writeFile(file, content, { mode: 0o600 })
+          return file
+        })
+      return TlsServer.of({
+        database,
+        role: (name) => ({ user: name, password: name }),
+        ca: yield* pem("ca.pem", ca.cert),
+        otherCa: yield* pem("other.pem", authority().cert),
+        client: {
+          sslcert: yield* pem("client.pem", clientCertificate.cert),
+          sslkey: yield* pem("client.key", clientCertificate.key)
+        }
+      })
+    })
+  ).pipe(Layer.orDie)
+}
+
+layer(TlsServer.layer)("sslmode, with a server that has TLS", (it) => {
+  for (const [sslmode, encrypted] of [
+    ["disable", false],
+    ["allow", false],
+    ["prefer", true],
+    ["require", true]
+  ] as const) {
+    it.effect(`${sslmode} ${encrypted ? "encrypts, whoever signed the certificate" : "does not encrypt"}`, () =>
+      Effect.gen(function* () {
+        const { database } = yield* TlsServer
+        assert.strictEqual(yield* isEncrypted(yield* open(database, { sslmode })), encrypted)
+      })
+    )
+  }
+
+  it.effect("allow encrypts where the server wants it, prefer does not where the server wants it not", () =>
+    Effect.gen(function* () {
+      const { database, role } = yield* TlsServer
+      for (const [sslmode, name, encrypted] of [
+        ["allow", "tls", true],
+        ["prefer", "tls", true],
+        ["allow", "plain", false],
+        ["prefer", "plain", false]
+      ] as const) {
+        const auth = yield* open(database, { sslmode, ...role(name) })
+        for (const look of ["first", "second"]) {
+          assert.strictEqual(yield* isEncrypted(auth), encrypted, `${sslmode} as ${name}, ${look} query`)
+        }
+      }
+    })
+  )
+
+  it.effect("disable and require do not try the other way", () =>
+    Effect.gen(function* () {
+      const { database, role } = yield* TlsServer
+      for (const [sslmode, name] of [
+        ["disable", "tls"],
+        ["require", "plain"]
+      ] as const) {
+        const auth = yield* open(database, { sslmode, ...role(name) })
+        assert.strictEqual((yield* Effect.flip(isEncrypted(auth))).sqlState, "28000")
+      }
+    })
+  )
+
+  it.effect("verify-ca and verify-full trust the authority given, and it alone", () =>
+    Effect.gen(function* () {
+      const { database, ca, otherCa } = yield* TlsServer
+      for (const sslmode of ["require", "verify-ca", "verify-full"]) {
+        assert.isTrue(yield* isEncrypted(yield* open(database, { sslmode, sslrootcert: ca })))
+        const error = yield* Effect.flip(isEncrypted(yield* open(database, { sslmode, sslrootcert: otherCa })))
+        assert.match(error.detail, /certificate/, `${sslmode} with another authority`)
+      }
+      for (const sslmode of ["verify-ca", "verify-full"]) {
+        const error = yield* Effect.flip(isEncrypted(yield* open(database, { sslmode })))
+        assert.match(error.detail, /certificate/, `${sslmode} without an authority trusts the public ones`)
+      }
+    })
+  )
+
+  it.effect("verify-full wants the host's name in the certificate, verify-ca does not", () =>
+    Effect.gen(function* () {
+      const { database, ca } = yield* TlsServer
+      const elsewhere = { sslrootcert: ca, host: "localhost" }
+      assert.isTrue(yield* isEncrypted(yield* open(database, { sslmode: "verify-ca", ...elsewhere })))
+      const error = yield* Effect.flip(isEncrypted(yield* open(database, { sslmode: "verify-full", ...elsewhere })))
+      assert.match(error.detail, /altnames/)
+    })
+  )
+
+  it.effect("a client certificate is shown where sslcert and sslkey name one", () =>
+    Effect.gen(function* () {
+      const { database, ca, client, role } = yield* TlsServer
+      const as = { sslmode: "verify-full", sslrootcert: ca, ...role("certified") }
+      assert.isTrue(yield* isEncrypted(yield* open(database, { ...as, ...client })))
+      yield* Effect.flip(isEncrypted(yield* open(database, as)))
+    })
+  )
+
+  it.effect("the listening connection is encrypted like the others", () =>
+    Effect.gen(function* () {
+      const { database, role } = yield* TlsServer
+      for (const [sslmode, name] of [
+        ["require", "tls"],
+        ["allow", "tls"],
+        ["prefer", "plain"]
+      ] as const) {
+        const auth = yield* open(database, { sslmode, ...role(name) })
+        const notifications = yield* auth.listen("c")
+        yield* auth.query("SELECT pg_notify('c', $1)", [name])
+        assert.strictEqual((yield* Queue.take(notifications)).payload, name)
+      }
+    })
+  )
+})
+
+describe("sslmode, with a server that has no TLS", () => {
+  it.effect("prefer and allow go without, the others fail", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      for (const sslmode of ["disable", "allow", "prefer"]) {
+        assert.isFalse(yield* isEncrypted(yield* open(database, { sslmode })))
+      }
+      for (const sslmode of ["require", "verify-ca", "verify-full"]) {
+        const error = yield* Effect.flip(isEncrypted(yield* open(database, { sslmode })))
+        assert.match(error.detail, /does not support TLS/)
+      }
+    })
+  )
+})
+
+describe("the pool", () => {
+  it.live("opens pool_min_conns ahead and never more than pool_max_conns", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { pool_min_conns: "2", pool_max_conns: "3", application_name: "counted" })
+      const count = Effect.map(
+        database.query("SELECT count(*)::int AS n FROM pg_stat_activity WHERE application_name = 'counted'"),
+        ([row]) => row?.n
+      )
+      yield* auth.query("SELECT 1")
+      yield* Effect.repeat(count, { until: (n) => n === 2 })
+      yield* Effect.all(
+        Array.from({ length: 20 }, () => auth.query("SELECT pg_sleep(0.01)")),
+        { concurrency: "unbounded" }
+      )
+      assert.strictEqual(yield* count, 3)
+    })
+  )
+
+  it.live("returns at once from an interrupted query, and has its connection back", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { pool_max_conns: "1" })
+      const result = yield* auth.query("SELECT pg_sleep(3600)").pipe(Effect.timeoutOption("50 millis"))
+      assert.strictEqual(result._tag, "None")
+      assert.deepStrictEqual(yield* auth.query("SELECT 1 AS one"), [{ one: 1 }])
+    })
+  )
+
+  it.live("passes the server's settings on, and says who it is", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { search_path: "a, b", options: "-c geqo=off" })
+      const [row] = yield* auth.query(
+        "SELECT current_setting('search_path') AS path, current_setting('geqo') AS geqo, current_setting('application_name') AS name"
+      )
+      assert.deepStrictEqual(row, { path: "a, b", geqo: "off", name: "perseus" })
+    })
+  )
+})
