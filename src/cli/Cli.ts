@@ -7,7 +7,6 @@
  */
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Logger from "effect/Logger"
 import * as Runtime from "effect/Runtime"
 import * as CliConfig from "effect/cli/CliConfig"
 import type * as CliError from "effect/cli/CliError"
@@ -51,27 +50,26 @@ export const run = (argv: ReadonlyArray<string>, io: Io): Effect.Effect<void, Co
     Effect.provideService(CliConfig.CliConfig, CliConfig.make({ builtIns }))
   )
 
-/** No `--log-level`: the configuration says that; no `--wizard`: five short commands need none. */
-const builtIns = [GlobalFlag.Help, GlobalFlag.Version, GlobalFlag.Completions]
+/** Not Effect's `--log-level`, which the configuration says, nor what a handful of short commands do without. */
+const builtIns = [GlobalFlag.Help, GlobalFlag.Version]
 
-const rootCommand = (io: Io) => {
-  const daemon = Effect.flatMap(configPath, io.daemon)
-  return perseus.pipe(
-    Command.withHandler(() => daemon),
+const rootCommand = (io: Io) =>
+  perseus.pipe(
+    Command.withHandler(({ config }) => io.daemon(configPath(config))),
     Command.withDescription(
       "Perseus, a PostgreSQL connection pooler where every tenant is a schema. Without a command it runs the daemon."
     ),
     Command.withSubcommands([
-      Command.make("daemon", {}, () => daemon).pipe(
+      Command.make("daemon", {}, () => Effect.flatMap(perseus, ({ config }) => io.daemon(configPath(config)))).pipe(
         Command.withDescription(
           "Serve clients until SIGTERM or SIGINT; SIGHUP reads the configuration again. The default command."
         ),
         Command.withShortDescription("Serve clients (the default)")
       ),
-      quietly(checkConfig),
-      quietly(tenant),
-      quietly(genhash),
-      quietly(encpass),
+      checkConfig,
+      tenant,
+      genhash,
+      encpass,
       Command.make(
         "demo",
         {
@@ -90,14 +88,6 @@ const rootCommand = (io: Io) => {
       )
     ])
   )
-}
-
-/** Log lines go to standard error: a script reads the command's answer from standard output. */
-const logToStderr = Logger.layer([
-  Logger.withConsoleError(Logger.make(({ logLevel, message }) => `${logLevel.toLowerCase()}: ${String(message)}`))
-])
-
-const quietly = Command.provide(logToStderr)
 
 const presenter: CliOutput.Presenter = {
   present: (event) => {
@@ -122,11 +112,11 @@ const explain = (commandPath: ReadonlyArray<string>, errors: ReadonlyArray<CliEr
 const describe = (error: CliError.NonShowHelpErrors): string => {
   switch (error._tag) {
     case "UnexpectedArgument":
-      return `${error.arguments.length} unexpected argument(s); a value belongs to a flag, and in quotes if it has blanks`
+      return "unexpected argument; a value belongs behind its flag, and in quotes if it has blanks"
     case "UnrecognizedOption":
       return `unknown flag ${error.option.split("=", 1).join()}${didYouMean(error.suggestions)}`
     case "UnknownSubcommand":
-      return `unknown command${didYouMean(error.suggestions)}`
+      return `unknown command ${JSON.stringify(error.subcommand)}${didYouMean(error.suggestions)}`
     case "MissingOption":
       return `--${error.option} is missing`
     default:

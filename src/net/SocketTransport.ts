@@ -63,6 +63,7 @@ class SocketTransport implements Transport {
   }
 
   end(bytes?: Uint8Array): void {
+    if (this.#over) return
     if (bytes === undefined) this.#socket.end()
     else this.#socket.end(bytes)
     // Whatever the peer still says is not wanted, but a socket that is not read never notices the peer's end.

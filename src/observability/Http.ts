@@ -8,6 +8,7 @@
  * half open does not hold the shutdown.
  */
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { constTrue } from "effect/Function"
@@ -16,9 +17,8 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import type { ServeError } from "effect/http/HttpServerError"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
 import { createServer, type Server } from "node:http"
-import type { AddressInfo, Socket } from "node:net"
+import type { AddressInfo } from "node:net"
 import type { BuildInfo } from "../BuildInfo.ts"
 import { ListenFailed } from "../errors.ts"
 import { type ListenAddress, parseListenAddress } from "../net/Address.ts"
@@ -86,22 +86,23 @@ const tooLate: Readiness = {
 const readyResponse = (ready: HttpOptions["ready"]) =>
   ready.pipe(
     Effect.timeoutOrElse({ duration: `${READY_TIMEOUT_SECONDS} seconds`, orElse: () => Effect.succeed(tooLate) }),
-    Effect.map(({ ready, reasons }) => HttpServerResponse.jsonUnsafe({ ready, reasons }, { status: ready ? 200 : 503 }))
+    Effect.map((readiness) => HttpServerResponse.jsonUnsafe(readiness, { status: readiness.ready ? 200 : 503 }))
   )
+
+/** A defect is answered with 500, which tells the log's reader nothing. */
+const logDefects = Effect.tapDefect((defect) => Effect.logError("an HTTP request failed", Cause.die(defect)))
 
 const routes = ({ snapshot, ready, build }: HttpOptions) =>
   HttpRouter.use((router) =>
     Effect.gen(function* () {
       const processSnapshot = yield* processSnapshots
-      const metrics = Effect.sync(() => format(snapshot(), processSnapshot(), build))
+      const metrics = Effect.sync(() =>
+        HttpServerResponse.text(format(snapshot(), processSnapshot(), build), { contentType: CONTENT_TYPE })
+      )
       yield* router.add("GET", "/", HttpServerResponse.html(INDEX))
       yield* router.add("GET", "/health", HttpServerResponse.jsonUnsafe(build))
-      yield* router.add("GET", "/ready", readyResponse(ready))
-      yield* router.add(
-        "GET",
-        "/metrics",
-        Effect.map(metrics, (text) => HttpServerResponse.text(text, { contentType: CONTENT_TYPE }))
-      )
+      yield* router.add("GET", "/ready", logDefects(readyResponse(ready)))
+      yield* router.add("GET", "/metrics", logDefects(metrics))
     })
   )
 
@@ -124,20 +125,12 @@ const makeServer = (): Server => {
   return server
 }
 
-/** On close: no new connections, and none of the old is left. `Server.closeAllConnections` overlooks some states. */
-const destroyOnClose = (server: Server): Effect.Effect<void, never, Scope.Scope> => {
-  const sockets = new Set<Socket>()
-  server.on("connection", (socket) => {
-    sockets.add(socket)
-    socket.once("close", () => sockets.delete(socket))
+/** Ends every connection in whatever state; `Server.close` alone waits for those that are amid a request. */
+const destroyConnections = (server: Server): Effect.Effect<void> =>
+  Effect.callback((resume) => {
+    server.close(() => resume(Effect.void))
+    server.closeAllConnections()
   })
-  return Effect.addFinalizer(() =>
-    Effect.callback<void>((resume) => {
-      server.close(() => resume(Effect.void))
-      for (const socket of sockets) socket.destroy()
-    })
-  )
-}
 
 const WORDS: Readonly<Record<string, string>> = {
   EADDRINUSE: "the port is already in use",
@@ -159,11 +152,11 @@ const serving = (options: HttpOptions): Layer.Layer<HttpAddress, ListenFailed> =
       const address = yield* Effect.mapError(Effect.fromResult(parseListenAddress(options.address)), failed)
       const server = makeServer()
       const bound = Effect.gen(function* () {
-        yield* destroyOnClose(server)
+        yield* Effect.addFinalizer(() => destroyConnections(server))
         const { address: host, port } = server.address() as AddressInfo
         return HttpAddress.of({ bound: { host, port } })
       })
-      // What is built last closes first: the sockets, before Effect's server waits for their end.
+      // What is built last closes first: the connections, before Effect's server waits for their end.
       return Layer.effect(HttpAddress, bound).pipe(
         Layer.provide(HttpRouter.serve(routes(options), { disableLogger: true, disableListenLog: true })),
         Layer.provide(NodeHttpServer.layerServer(() => server, address)),

@@ -339,8 +339,8 @@ export const processSnapshots: Effect.Effect<() => ProcessSnapshot, never, Scope
     }),
     (histogram) => Effect.sync(() => histogram.disable())
   )
-  // A sample is the time between two timers, in ns; it includes the resolution. An empty histogram has percentiles of its own.
-  const seconds = (nanos: number) => (lag.count === 0 ? 0 : Math.max(0, nanos / 1e9 - LAG_RESOLUTION_MS / 1000))
+  // A sample is the time between two timers, in ns, and so includes the resolution. Without a sample all are near 0.
+  const seconds = (nanos: number) => Math.max(0, nanos / 1e9 - LAG_RESOLUTION_MS / 1000)
   return () => {
     const cpu = cpuUsage()
     const memory = memoryUsage()

@@ -121,19 +121,31 @@ export class Pool {
    * The tenant's place in this pool. Give it back with `release`. Where its secret is another than it was, connections with
    * the old one are of an old generation: they finish what they are at, and are closed.
    */
-  retain({ tenantKey, schema, credential, secret }: TenantPlacement, extraSchemas: ReadonlyArray<string>): PoolTenant {
-    const path = [schema, ...extraSchemas.filter((extra) => extra !== schema)]
+  retain({ tenantKey, schema, credential, secret }: TenantPlacement): PoolTenant {
     const before = this.#tenants.get(tenantKey)
-    if (before !== undefined && before.secret === secret && samePath(before.path, path)) {
+    if (before !== undefined && before.secret === secret) {
       before.references++
       return before
     }
-    if (before !== undefined && before.secret !== secret) this.retire(before.group)
-    const tenant = new PoolTenant(tenantKey, path, secret, this.#group(credential))
+    if (before !== undefined) this.retire(before.group)
+    const tenant = new PoolTenant(tenantKey, schema, this.#pathOf(schema), secret, this.#group(credential))
     tenant.group.tenants++
-    this.#tenants.set(tenantKey, tenant)
     tenant.references++
+    this.#tenants.set(tenantKey, tenant)
     return tenant
+  }
+
+  #pathOf(schema: string): ReadonlyArray<string> {
+    return [schema, ...this.#settings.ExtraSchemas.filter((extra) => extra !== schema)]
+  }
+
+  /** ExtraSchemas have changed: connections with the old path are set anew before they are lent. */
+  #setPaths(): void {
+    for (const tenant of this.#tenants.values()) {
+      tenant.path = this.#pathOf(tenant.schema)
+      tenant.greetings.clear()
+    }
+    for (const connection of this.#connections) connection.stateKnown = false
   }
 
   release(tenant: PoolTenant): void {
@@ -233,6 +245,8 @@ export class Pool {
     this.statistics.discarded++
     if (stopQuery) this.cancel(connection)
     this.#close(connection)
+    // Its tenant may have been waiting for a lease of its own to end.
+    this.#serve(this.#groupOf(connection))
   }
 
   /**
@@ -385,6 +399,7 @@ export class Pool {
   /** The client's first frame follows only when success was read: behind a failed switch it would run in another's schema. */
   #prepare(connection: Connection, client: PoolClient, conversation: Conversation, now: number): void {
     const { tenant, settings, waiter } = client
+    const { path } = tenant
     const full = connection.tenant !== tenant || !connection.stateKnown
     if (full) this.statistics.tenantSwitches++
     else if (conversation === checkConversation) this.statistics.checks++
@@ -395,6 +410,8 @@ export class Pool {
     const preparation: { client: PoolClient | null } = { client }
     this.#preparations.set(client, preparation)
     tenant.leased++
+    // Its last session may end before the answer comes; the tenant is still ours then.
+    tenant.references++
     connection.converse(conversation, now + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
       if (preparation.client !== null) this.#preparations.delete(client)
       this.#unhold(connection)
@@ -404,9 +421,10 @@ export class Pool {
           this.#setTenant(connection, tenant)
         }
         connection.settings = settings
-        connection.stateKnown = true
+        connection.stateKnown = tenant.path === path
       }
       this.#prepared(connection, preparation.client, end, since)
+      this.release(tenant)
     })
   }
 
@@ -656,7 +674,8 @@ export class Pool {
     const group = this.#groupOf(connection)
     group.open--
     this.#setTenant(connection, null)
-    for (const starved of this.#starved) this.#ensureOpening(starved)
+    // A copy: who finds no room is put back, and would be met again.
+    for (const starved of Array.from(this.#starved)) this.#ensureOpening(starved)
     this.#serve(group)
     this.#dropGroupIfUnused(group)
     if (this.#connections.size === 0) this.#onEmpty?.()
@@ -703,9 +722,11 @@ export class Pool {
 
   /** New settings act at once: what is idle beyond them is closed now, the rest as it comes back. */
   configure(limits: PoolLimits): void {
+    const extraSchemas = this.#settings.ExtraSchemas.join("\0")
     this.#settings = limits.pool
     this.#limits = limits.limits
     this.#server = limits.server
+    if (this.#settings.ExtraSchemas.join("\0") !== extraSchemas) this.#setPaths()
     while (this.#settings.MaxOpen > 0 && this.#liveCount() > this.#settings.MaxOpen) {
       const longest = this.#longestIdle(() => true)
       if (longest === null) break
@@ -787,6 +808,3 @@ export class Pool {
     })
   }
 }
-
-const samePath = (a: ReadonlyArray<string>, b: ReadonlyArray<string>): boolean =>
-  a.length === b.length && a.every((schema, index) => schema === b[index])

@@ -46,8 +46,9 @@ export class CredentialGroup {
 
 export class PoolTenant {
   readonly key: string
-  /** The tenant's schema, and those that are added behind it. */
-  readonly path: ReadonlyArray<string>
+  readonly schema: string
+  /** The schema, and those that are added behind it. */
+  path: ReadonlyArray<string>
   /** The ciphertext of its password. */
   readonly secret: string
   readonly group: CredentialGroup
@@ -62,8 +63,9 @@ export class PoolTenant {
   /** ParameterStatus messages for a login with these settings, by their key. */
   readonly greetings = new Map<string, { readonly bytes: Buffer; readonly epoch: number }>()
 
-  constructor(key: string, path: ReadonlyArray<string>, secret: string, group: CredentialGroup) {
+  constructor(key: string, schema: string, path: ReadonlyArray<string>, secret: string, group: CredentialGroup) {
     this.key = key
+    this.schema = schema
     this.path = path
     this.secret = secret
     this.group = group

@@ -89,7 +89,7 @@ export class Pools extends Context.Service<
             Effect.acquireRelease(
               Effect.sync(() => ({
                 pool,
-                tenant: pool.retain(placement, limitsOf(pool.destination).pool.ExtraSchemas)
+                tenant: pool.retain(placement)
               })),
               ({ tenant }) => Effect.sync(() => pool.release(tenant))
             )

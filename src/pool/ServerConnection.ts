@@ -42,7 +42,6 @@ const CONVERSATION_FRAME_LIMIT = 1024 * 1024
 interface RunningConversation {
   remaining: number
   error: ReceivedError | null
-  readonly collector: FrameCollector
   readonly done: (end: ConversationEnd) => void
 }
 
@@ -77,7 +76,7 @@ export class ServerConnection<Tenant> implements TransportHandler {
   lessee: Lessee | null = null
   readonly #onLost: (connection: ServerConnection<Tenant>) => void
   #conversation: RunningConversation | null = null
-  readonly #idleCollector = new FrameCollector(CONVERSATION_FRAME_LIMIT)
+  readonly #collector = new FrameCollector(CONVERSATION_FRAME_LIMIT)
   #lastWords: ReceivedError | null = null
 
   constructor(login: LoggedIn, now: number, onLost: (connection: ServerConnection<Tenant>) => void) {
@@ -98,7 +97,6 @@ export class ServerConnection<Tenant> implements TransportHandler {
     this.#conversation = {
       remaining: conversation.readyForQueries,
       error: null,
-      collector: new FrameCollector(CONVERSATION_FRAME_LIMIT),
       done
     }
     this.transport.write(conversation.bytes)
@@ -107,6 +105,11 @@ export class ServerConnection<Tenant> implements TransportHandler {
   /** The conversation's deadline has passed. The connection is in doubt then. */
   giveUpConversation(): void {
     this.#endConversation({ _tag: "TimedOut" })
+  }
+
+  /** What a new lessee has to hear first: the server had begun to say it while nobody listened. Null: nothing. */
+  takePending(): Buffer | null {
+    return this.#collector.takePending()
   }
 
   /** Nothing of an earlier session is left: what DISCARD ALL has dropped is dropped here too. */
@@ -120,12 +123,11 @@ export class ServerConnection<Tenant> implements TransportHandler {
       this.lessee.onServerData(chunk)
       return
     }
-    const conversation = this.#conversation
-    const frames = (conversation === null ? this.#idleCollector : conversation.collector).push(chunk)
+    const frames = this.#collector.push(chunk)
     if (frames === null) return this.#lose("the server sent an impossible message length")
     for (const frame of frames) {
-      if (conversation === null) this.#hearWhileIdle(frame)
-      else this.#hear(conversation, frame)
+      if (this.#conversation === null) this.#hearWhileIdle(frame)
+      else this.#hear(this.#conversation, frame)
     }
   }
 

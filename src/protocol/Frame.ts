@@ -116,9 +116,11 @@ export class FrameCollector {
     this.#limit = limit
   }
 
-  /** Bytes that have come and belong to no whole frame yet. */
-  get pendingLength(): number {
-    return this.#pending?.length ?? 0
+  /** The beginning of a frame whose rest has not come, for another to go on with; null where there is none. */
+  takePending(): Buffer | null {
+    const pending = this.#pending
+    this.#pending = null
+    return pending
   }
 
   /** The frames that are whole now. Null where a length word is impossible: the stream is lost then. */

@@ -276,6 +276,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#status = TransactionStatus.idle
     this.#serverSaidFatal = false
     this.#busySince = this.#idleSince = this.#now()
+    this.#serverCarry = connection.takePending()
     const held = this.#held
     this.#held = null
     if (held !== null) this.#forward(held)
@@ -625,6 +626,8 @@ export class Relay implements TransportHandler, PoolClient {
 
   #end(fault: SessionFault | null): void {
     if (this.#ended) return
+    // In the middle of a server's message no words of ours can be told from its body: the client sees the end alone.
+    if (this.#serverRest > 0) this.#client.destroy()
     this.dispose()
     this.#onEnd(fault)
   }

@@ -47,7 +47,7 @@ export interface AuthDatabase {
   ) => Effect.Effect<Queue.Dequeue<PgConnection.Notification, SqlError>, AuthDatabaseError, Scope.Scope>
 }
 
-/** Opens nothing yet, but for `pool_min_conns`. Fails where a certificate's file cannot be read. */
+/** Opens nothing before the first query. Fails where a certificate's file cannot be read. */
 export const make = Effect.fnUntraced(function* (
   dsn: AuthDsn
 ): Effect.fn.Return<AuthDatabase, ConfigInvalid, Scope.Scope> {

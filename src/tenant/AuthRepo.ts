@@ -108,6 +108,7 @@ const make = Effect.fnUntraced(function* (
   })
   // From here on no change is missed, where there is something to listen to.
   if (answers) yield* Effect.ignore(timed(listening))
+  if (answers) yield* Effect.ignore(timed(reportSharedRoles(database, table)))
 
   return AuthRepo.of({
     find: ({ sourceDb, sourceSchema }) =>
@@ -257,6 +258,32 @@ const text = (row: PgConnection.Row, column: string): string | null => {
   const value = row[column]
   return typeof value === "string" ? value : null
 }
+
+// ---- roles that tenants share ------------------------------------------------------------------------------------
+
+/** Named in the log; a thousand lines would tell no more than that it is the rule here. */
+const reportedRoles = 10
+
+/** Inside PostgreSQL nothing keeps tenants of one role apart: whoever operates this should know where that is so. */
+const reportSharedRoles = Effect.fnUntraced(function* (database: AuthDatabase.AuthDatabase, table: Table) {
+  const rows = yield* database.query(sharedRolesFrom(yield* table.name))
+  if (rows.length === 0) return
+  const roles = rows
+    .slice(0, reportedRoles)
+    .map(
+      (row) =>
+        `${text(row, "tenants")} as ${text(row, "dest_user")} on ${text(row, "dest_host")}/${text(row, "dest_db")}`
+    )
+  const others = rows.length > reportedRoles ? ` and ${rows.length - reportedRoles} roles more` : ""
+  yield* Effect.logInfo(
+    `tenants that share a role, so that inside PostgreSQL nothing keeps them apart: ${roles.join("; ")}${others}`
+  )
+})
+
+const sharedRolesFrom = (table: string) =>
+  `SELECT dest_host::text, dest_db::text, dest_user::text, count(*)::text AS tenants FROM ${table} ` +
+  "WHERE dest_host IS NOT NULL AND dest_db IS NOT NULL AND dest_user IS NOT NULL " +
+  "GROUP BY 1, 2, 3 HAVING count(*) > 1 ORDER BY count(*) DESC, 1, 2, 3"
 
 // ---- notifications -----------------------------------------------------------------------------------------------
 

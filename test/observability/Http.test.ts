@@ -1,9 +1,13 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import * as Net from "node:net"
@@ -138,14 +142,25 @@ describe("what HTTP answers", () => {
     )
   )
 
-  it.live("is not ready where that cannot be found out in time", () =>
-    served({ ready: Effect.never }, (port) =>
-      Effect.gen(function* () {
-        const { status, body } = yield* get(port, "/ready")
-        assert.strictEqual(status, 503)
-        assert.include(body, "within 5 s")
-      })
-    )
+  it.effect("is not ready where that cannot be found out in time", () =>
+    Effect.gen(function* () {
+      const asked = yield* Deferred.make<void>()
+      // The yield lets the timeout's sleep begin before the clock is moved.
+      const ready = Effect.yieldNow.pipe(
+        Effect.andThen(Deferred.succeed(asked, undefined)),
+        Effect.andThen(Effect.never)
+      )
+      yield* served({ ready }, (port) =>
+        Effect.gen(function* () {
+          const response = yield* Effect.forkChild(get(port, "/ready"), { startImmediately: true })
+          yield* Deferred.await(asked)
+          yield* TestClock.adjust("5 seconds")
+          const { status, body } = yield* Fiber.join(response)
+          assert.strictEqual(status, 503)
+          assert.include(body, "within 5 s")
+        })
+      )
+    })
   )
 
   it.live("links all of it at /, answers HEAD, and knows nothing else", () =>
@@ -161,7 +176,7 @@ describe("what HTTP answers", () => {
     )
   )
 
-  it.live("answers a request for an upgrade as any other", () =>
+  it.live("answers a request for an upgrade as any other, and goes on with HTTP", () =>
     served({}, (port) =>
       Effect.gen(function* () {
         const { socket } = yield* connected(
@@ -169,10 +184,31 @@ describe("what HTTP answers", () => {
           "GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         )
         assert.match(yield* firstBytes(socket), /^HTTP\/1\.1 200 OK\r\n/)
+        socket.write("GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert.match(yield* firstBytes(socket), /^HTTP\/1\.1 404 Not Found\r\n/)
         socket.destroy()
       })
     )
   )
+
+  it.live("answers 500 where the figures cannot be had, logs why, and goes on", () => {
+    const logged: Array<string> = []
+    const logger = Logger.make(({ message, cause }) => void logged.push(`${String(message)}: ${Cause.squash(cause)}`))
+    const snapshot = () => {
+      throw new RangeError("no figures")
+    }
+    return served({ snapshot, ready: Effect.die("no answer") }, (port) =>
+      Effect.gen(function* () {
+        assert.strictEqual((yield* get(port, "/metrics")).status, 500)
+        assert.strictEqual((yield* get(port, "/ready")).status, 500)
+        assert.strictEqual((yield* get(port, "/health")).status, 200)
+        assert.deepStrictEqual(logged, [
+          "an HTTP request failed: RangeError: no figures",
+          "an HTTP request failed: no answer"
+        ])
+      })
+    ).pipe(Effect.provide(Logger.layer([logger])))
+  })
 
   it.live("neither logs nor traces requests", () => {
     const seen: Array<string> = []
@@ -202,7 +238,7 @@ describe("where HTTP listens", () => {
     }).pipe(Effect.provide(layer(options({ address: "" }))))
   )
 
-  const failure = (address: string) => Effect.flip(Layer.build(layer(options({ address }))))
+  const failure = (address: string) => Effect.flip(Effect.scoped(Layer.build(layer(options({ address })))))
 
   it.live("fails with clear words where the port is in use", () =>
     served({}, (port) =>
@@ -253,6 +289,8 @@ describe("the end of HTTP", () => {
         // An answered request shows that the server has seen the connection before it.
         yield* get(port, "/health")
         yield* Scope.close(scope, Exit.void).pipe(Effect.timeout("2 seconds"))
+        // Until now it has not read: only who reads sees the end.
+        socket.resume()
         yield* Effect.promise(() => closed).pipe(Effect.timeout("2 seconds"))
         assert.isTrue(socket.destroyed)
         yield* Layer.build(layer(options({ address: `127.0.0.1:${port}` }))).pipe(Effect.scoped)

@@ -26,13 +26,15 @@ export interface Question {
   readonly isNew: boolean
 }
 
+type Answers<Questions> = { readonly [Index in keyof Questions]: Redacted.Redacted<string> }
+
 /** A line longer than this is no password: someone has piped a file. */
 const maxInput = 65_536
 
 /** The answers in the questions' order; those without a flag are asked for, or read as one line each. */
-export const secrets = Effect.fnUntraced(function* (
-  questions: ReadonlyArray<Question>
-): Effect.fn.Return<ReadonlyArray<Redacted.Redacted<string>>, CommandFailed, Stdio.Stdio | Terminal.Terminal> {
+export const secrets = Effect.fnUntraced(function* <const Questions extends ReadonlyArray<Question>>(
+  questions: Questions
+): Effect.fn.Return<Answers<Questions>, CommandFailed, Stdio.Stdio | Terminal.Terminal> {
   const open = questions.filter(({ given }) => Option.isNone(given))
   const stdio = yield* Stdio.Stdio
   const answers =
@@ -40,11 +42,11 @@ export const secrets = Effect.fnUntraced(function* (
       ? yield* readLines(open)
       : yield* Effect.forEach(open, (question) => Effect.scoped(askUnseen(question)))
   const rest = answers.values()
-  return questions.map(({ given }) => Option.getOrElse(given, () => rest.next().value ?? Redacted.make("")))
+  return questions.map(({ given }) => Option.getOrElse(given, () => rest.next().value)) as Answers<Questions>
 })
 
 /** As `secrets`, for one. */
-export const secret = (question: Question) => Effect.map(secrets([question]), ([answer]) => answer ?? Redacted.make(""))
+export const secret = (question: Question) => Effect.map(secrets([question]), ([answer]) => answer)
 
 /** True for "y" or "yes". Fails where nobody can be asked; `otherwise` says what to do then. */
 export const confirm = Effect.fnUntraced(function* (
@@ -107,6 +109,8 @@ const typeUnseen = Effect.fnUntraced(function* (prompt: string) {
   const terminal = yield* Terminal.Terminal
   const keys = yield* terminal.readInput
   yield* toStderr(prompt)
+  // Enter is not echoed: what comes next would go on behind the prompt, however this ends.
+  yield* Effect.addFinalizer(() => Effect.ignore(toStderr("\n")))
   const typed: Array<string> = []
   while (true) {
     const { key, input } = yield* Queue.take(keys).pipe(Effect.mapError(() => cancelled))
@@ -116,7 +120,6 @@ const typeUnseen = Effect.fnUntraced(function* (prompt: string) {
     else if (isTerminalsQuit(key)) return yield* cancelled
     else if (!key.ctrl && !key.meta) typed.push(...Option.getOrElse(input, () => "").replaceAll(/\p{Cc}/gu, ""))
   }
-  yield* toStderr("\n")
   return typed.join("")
 }, Effect.scoped)
 

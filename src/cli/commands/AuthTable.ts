@@ -75,21 +75,18 @@ const insert =
 const insertOnlySql = `${insert} NOTHING RETURNING 'added' AS outcome`
 
 /** `xmax` is 0 in a row that was inserted, and the updating transaction's id in one that was there. */
-const insertOrUpdateSql =
-  `${insert} UPDATE SET ${columns
-    .slice(2)
-    .map((column) => `${column} = EXCLUDED.${column}`)
-    .join(", ")} ` + "RETURNING CASE WHEN xmax = 0 THEN 'added' ELSE 'replaced' END AS outcome"
+const insertOrUpdateSql = `${insert} UPDATE SET ${columns.map((column) => `${column} = EXCLUDED.${column}`).join(", ")}
+  RETURNING CASE WHEN xmax = 0 THEN 'added' ELSE 'replaced' END AS outcome`
 
 const keyIs = "source_db = $1 AND source_schema = $2"
 const existsSql = `SELECT 1 AS found FROM perseus_auth WHERE ${keyIs}`
 const removeSql = `DELETE FROM perseus_auth WHERE ${keyIs} RETURNING 1 AS found`
 
-const secretColumns: ReadonlyArray<string> = ["source_pass_hashed", "dest_pass_enc"]
+const secretColumns: ReadonlySet<string> = new Set(["source_pass_hashed", "dest_pass_enc"])
 
 const listSql = `
   SELECT id::text, ${columns
-    .map((column) => (secretColumns.includes(column) ? `${column} IS NULL AS ${column}` : `${column}::text`))
+    .map((column) => (secretColumns.has(column) ? `${column} IS NULL AS ${column}` : `${column}::text`))
     .join(", ")}
     FROM perseus_auth ORDER BY source_db, source_schema, perseus_auth.id`
 
@@ -164,7 +161,7 @@ const toListedRow = (row: ResultRow): ListedRow => ({
   destHost: text(row, "dest_host"),
   destDb: text(row, "dest_db"),
   destUser: text(row, "dest_user"),
-  nullColumns: columns.filter((column) => row[column] === (secretColumns.includes(column) ? true : null))
+  nullColumns: columns.filter((column) => row[column] === (secretColumns.has(column) ? true : null))
 })
 
 const explain = (error: AuthDatabase.AuthDatabaseError): CommandFailed => {

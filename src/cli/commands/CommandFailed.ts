@@ -10,9 +10,9 @@ export class CommandFailed extends Data.TaggedError("CommandFailed")<{
   /** 1: it failed. 2: the command line could not be understood, as Go's `flag` has it. 130: the user ended it. */
   readonly exitCode?: 1 | 2 | 130 | undefined
 }> {
-  readonly [Runtime.errorExitCode] = this.exitCode ?? 1
+  override readonly [Runtime.errorExitCode] = this.exitCode ?? 1
   /** `Cli.run` has printed it, or will: nobody else should. */
-  readonly [Runtime.errorReported] = false
+  override readonly [Runtime.errorReported] = false
 }
 
 /** `error.message` as a command's failure. */

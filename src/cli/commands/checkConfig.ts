@@ -10,7 +10,7 @@ import * as Command from "effect/cli/Command"
 import type { AWSSettings, PerseusConfig, PoolSettings } from "../../config/PerseusConfig.ts"
 import * as AuthDsn from "../../tenant/AuthDsn.ts"
 import { CommandFailed } from "./CommandFailed.ts"
-import { configPath, loadConfig } from "./shared.ts"
+import { loadConfig } from "./shared.ts"
 
 export const checkConfig = Command.make(
   "check-config",
@@ -19,8 +19,7 @@ export const checkConfig = Command.make(
     const config = yield* loadConfig
     const authDsn = AuthDsn.parse(config.AuthDBSettings.AuthDBDSN)
     if (Result.isFailure(authDsn)) {
-      const path = yield* configPath
-      return yield* new CommandFailed({ message: `${path}: AuthDBSettings.AuthDBDSN: ${authDsn.failure}` })
+      return yield* new CommandFailed({ message: `AuthDBSettings.AuthDBDSN: ${authDsn.failure}` })
     }
     yield* Console.log(summary(config, authDsn.success))
   })

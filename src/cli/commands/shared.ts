@@ -3,6 +3,7 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
@@ -27,10 +28,17 @@ export const perseus = Command.make("perseus").pipe(
 )
 
 /** The file that `--config` names, or the one that the Go version looked for, too. */
-export const configPath = Effect.map(perseus, ({ config }) => Option.getOrElse(config, () => "config/config.json"))
+export const configPath = (config: Option.Option<string>): string =>
+  Option.getOrElse(config, () => "config/config.json")
+
+/** Standard output is for the command's answer: a warning about the configuration must not get into it. */
+const logToStderr = Logger.layer([
+  Logger.withConsoleError(Logger.make(({ logLevel, message }) => `${logLevel.toLowerCase()}: ${String(message)}`))
+])
 
 /** The configuration, the environment's overrides applied. */
 export const loadConfig = Effect.gen(function* () {
-  const path = yield* configPath
-  return yield* Effect.mapError(ConfigFile.load({ path, env: yield* Environment }), fromError)
-})
+  const { config } = yield* perseus
+  const env = yield* Environment
+  return yield* Effect.mapError(ConfigFile.load({ path: configPath(config), env }), fromError)
+}).pipe(Effect.provide(logToStderr))

@@ -75,7 +75,12 @@ const asText = (rows: ReadonlyArray<ListedRow>): string => {
   if (rows.length === 0) return "no tenants"
   const cells = rows.map((row) =>
     [
-      ...[row.sourceDb, row.sourceSchema, row.sourceUser, row.destHost, row.destDb, row.destUser],
+      row.sourceDb,
+      row.sourceSchema,
+      row.sourceUser,
+      row.destHost,
+      row.destDb,
+      row.destUser,
       problemsOf(row).join("; ")
     ].map((value) => printable(value ?? "NULL"))
   )

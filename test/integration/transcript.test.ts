@@ -1,0 +1,337 @@
+import { assert, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { SharedPerseus, type TestPerseus } from "../support/perseus.ts"
+import {
+  bind,
+  closePortal,
+  closeStatement,
+  copyData,
+  copyDone,
+  copyFail,
+  describePortal,
+  describeStatement,
+  execute,
+  fieldsOf,
+  flush,
+  functionCall,
+  message,
+  parse,
+  query,
+  RawClient,
+  rowsOf,
+  sync,
+  text,
+  type Message
+} from "../support/rawClient.ts"
+
+/** What is sent in one write, and how many ReadyForQuery end it; or a message's letter where none does. */
+type Step = readonly [bytes: ReadonlyArray<Buffer>, until?: number | string]
+
+/** PostgreSQL's int4pl(integer, integer). */
+const INT4PL = 177
+
+const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]> = [
+  ["a query", [[[query("SELECT 1 AS one, NULL AS nothing, 'text' AS t")]]]],
+  ["an empty query", [[[query("")]], [[query(" ; ; ")]]]],
+  ["several statements in one query", [[[query("SELECT 1; SELECT 2 WHERE false; SELECT 3")]]]],
+  ["an error between statements of one query", [[[query("SELECT 1; SELECT 1/0; SELECT 3")]], [[query("SELECT 4")]]]],
+  ["a syntax error", [[[query("SELEC 1")]], [[query("SELECT 1")]]]],
+  ["a notice", [[[query("DO $$ BEGIN RAISE NOTICE 'hello %', 'there'; END $$")]]]],
+  [
+    "a transaction",
+    [[[query("BEGIN")]], [[query("INSERT INTO t VALUES (1)")]], [[query("SELECT * FROM t")]], [[query("ROLLBACK")]]]
+  ],
+  [
+    "a transaction that fails",
+    [[[query("BEGIN")]], [[query("SELECT 1/0")]], [[query("SELECT 1")]], [[query("COMMIT")]], [[query("SELECT 2")]]]
+  ],
+  [
+    "queries pipelined in one write",
+    [[[query("SELECT 1"), query("SELECT 2"), query("SELECT x"), query("SELECT 4")], 4]]
+  ],
+  [
+    "an unnamed statement",
+    [[[parse("", "SELECT $1::int + 1"), bind("", "", "41"), describePortal(""), execute(), sync]]]
+  ],
+  [
+    "a named statement, used again",
+    [
+      [[parse("s1", "SELECT $1::int + 1"), describeStatement("s1"), sync]],
+      [[bind("", "s1", "1"), execute(), sync]],
+      [[bind("", "s1", "2"), describePortal(""), execute(), sync]],
+      [[closeStatement("s1"), sync]],
+      [[bind("", "s1", "3"), execute(), sync]]
+    ]
+  ],
+  [
+    "several batches in one write",
+    [
+      [
+        [
+          parse("b1", "SELECT $1::int"),
+          bind("", "b1", "1"),
+          execute(),
+          sync,
+          bind("", "b1", "2"),
+          execute(),
+          sync,
+          closeStatement("b1"),
+          sync
+        ],
+        3
+      ]
+    ]
+  ],
+  [
+    "an error that skips to Sync, with a batch behind it",
+    [
+      [
+        [
+          parse("", "SELECT 1/$1::int"),
+          bind("", "", "0"),
+          execute(),
+          parse("skipped", "SELECT 1"),
+          bind("", "skipped"),
+          execute(),
+          sync,
+          parse("", "SELECT 5"),
+          bind("", ""),
+          execute(),
+          sync,
+          bind("", "skipped"),
+          execute(),
+          sync
+        ],
+        3
+      ],
+      [[parse("skipped", "SELECT 6"), bind("", "skipped"), execute(), sync]],
+      [[closeStatement("skipped"), sync]]
+    ]
+  ],
+  [
+    "an error by Parse, in mid-batch",
+    [
+      [[parse("e1", "SELECT 1"), parse("e2", "SELEC"), bind("", "e1"), execute(), sync]],
+      [[bind("", "e1"), execute(), sync]]
+    ]
+  ],
+  [
+    "Parse of a name that is taken",
+    [
+      [[parse("twice", "SELECT 1"), sync]],
+      [[parse("twice", "SELECT 2"), sync]],
+      [[bind("", "twice"), execute(), sync]],
+      [[parse("twice2", "SELECT 1"), parse("twice2", "SELECT 1"), sync]],
+      [[closeStatement("twice"), parse("twice", "SELECT 3"), bind("", "twice"), execute(), sync]]
+    ]
+  ],
+  [
+    "names that are unknown",
+    [
+      [[describeStatement("nobody"), sync]],
+      [[describePortal("nobody"), sync]],
+      [[bind("", "nobody"), sync]],
+      [[execute("nobody"), sync]],
+      [[closeStatement("nobody"), closePortal("nobody"), sync]]
+    ]
+  ],
+  [
+    "PREPARE, EXECUTE and DEALLOCATE within a transaction",
+    [
+      [[query("BEGIN")]],
+      [[query("PREPARE mine(int) AS SELECT $1 + 1")]],
+      [[query("EXECUTE mine(1)")]],
+      [[query("DEALLOCATE mine")]],
+      [[query("EXECUTE mine(1)")]],
+      [[query("ROLLBACK")]]
+    ]
+  ],
+  [
+    "DEALLOCATE ALL, which takes the protocol's statements too",
+    [
+      [[parse("d1", "SELECT 1"), sync]],
+      [[query("DEALLOCATE ALL")]],
+      [[bind("", "d1"), execute(), sync]],
+      [[parse("d1", "SELECT 2"), bind("", "d1"), execute(), sync]],
+      [[closeStatement("d1"), sync]]
+    ]
+  ],
+  [
+    "a portal with a row limit",
+    [
+      [[parse("", "SELECT generate_series(1, 5)"), bind("", ""), execute("", 2), execute("", 2), execute("", 2), sync]],
+      [[query("BEGIN")]],
+      [[parse("", "SELECT generate_series(1, 5)"), bind("p", ""), execute("p", 3), sync]],
+      [[execute("p", 3), closePortal("p"), sync]],
+      [[query("COMMIT")]]
+    ]
+  ],
+  [
+    "Flush without Sync",
+    [
+      [[parse("", "SELECT 1"), flush], "1"],
+      [[bind("", ""), describePortal(""), flush], "T"],
+      [[execute(), flush], "C"],
+      [[sync]]
+    ]
+  ],
+  ["a function call", [[[functionCall(INT4PL, "40", "2")]], [[functionCall(INT4PL, "x", "2")]], [[functionCall(0)]]]],
+  ["copy out", [[[query("COPY (SELECT i, 'r' || i FROM generate_series(1, 3) i) TO STDOUT")]]]],
+  ["copy out that fails in the middle", [[[query("COPY (SELECT 1/(2 - i) FROM generate_series(1, 3) i) TO STDOUT")]]]],
+  [
+    "copy in",
+    [
+      [[query("COPY t FROM STDIN")], "G"],
+      [[copyData("1\n2"), copyData("\n3\n"), copyDone]],
+      [[query("DELETE FROM t RETURNING id")]]
+    ]
+  ],
+  [
+    "copy in, all in one write",
+    [[[query("COPY t FROM STDIN"), copyData("7\n"), copyDone]], [[query("DELETE FROM t RETURNING id")]]]
+  ],
+  [
+    "copy in that the client fails",
+    [
+      [[query("COPY t FROM STDIN")], "G"],
+      [[copyData("1\n"), copyFail("changed my mind")]],
+      [[query("SELECT * FROM t")]]
+    ]
+  ],
+  [
+    "copy in that the server fails, with data behind it",
+    [
+      [[query("COPY t FROM STDIN")], "G"],
+      [[copyData("not a number\n"), copyData("2\n"), copyData("3\n"), copyDone]],
+      [[query("SELECT * FROM t")]]
+    ]
+  ],
+  [
+    "copy in by extended messages",
+    [
+      [[parse("", "COPY t FROM STDIN"), bind("", ""), execute(), flush], "G"],
+      [[copyData("5\n"), copyDone, sync]],
+      [[query("DELETE FROM t RETURNING id")]]
+    ]
+  ],
+  [
+    "copy in by extended messages that the server fails",
+    [
+      [[parse("", "COPY t FROM STDIN"), bind("", ""), execute(), flush], "G"],
+      [[copyData("x\n"), copyData("6\n"), copyDone, sync]],
+      [[query("SELECT * FROM t")]]
+    ]
+  ],
+  [
+    "copy in behind other statements of one query",
+    [[[query("SELECT 1; COPY t FROM STDIN; SELECT 2")], "G"], [[copyData("9\n"), copyDone]], [[query("DELETE FROM t")]]]
+  ],
+  ["Sync alone, several times", [[[sync]], [[sync, sync, sync], 3]]],
+  ["Flush alone", [[[flush, sync]]]],
+  ["copy messages out of season", [[[copyData("x"), copyDone, copyFail("x"), query("SELECT 1")]]]],
+  [
+    "a batch that begins with Close",
+    [[[closeStatement(""), closePortal(""), parse("", "SELECT 1"), bind("", ""), execute(), sync]]]
+  ],
+  [
+    "a batch that begins with Describe",
+    [[[describeStatement(""), sync]], [[describePortal(""), parse("", "SELECT 1"), sync]]]
+  ],
+  ["a batch that begins with Execute", [[[execute(), parse("", "SELECT 1"), sync]]]],
+  ["a batch that begins with Bind", [[[bind("", ""), sync]]]],
+  ["a Query within a batch", [[[parse("", "SELECT 1"), bind("", ""), query("SELECT 2")]], [[sync]]]],
+  ["a Query behind an error in a batch", [[[parse("", "SELEC"), query("SELECT 2"), sync]]]],
+  [
+    "an implicit transaction of several Executes",
+    [
+      [
+        [
+          parse("", "INSERT INTO t VALUES (1)"),
+          bind("", ""),
+          execute(),
+          parse("", "SELECT 1/0"),
+          bind("", ""),
+          execute(),
+          sync
+        ]
+      ],
+      [[query("SELECT count(*) FROM t")]]
+    ]
+  ],
+  [
+    "SET that is reported",
+    [[[query("SET application_name = 'me'; SET TimeZone = 'Asia/Tokyo'")]], [[query("RESET ALL")]]]
+  ],
+  [
+    "a malformed Bind",
+    [[[parse("", "SELECT 1"), message("B", text(""), text(""), Buffer.of(0, 9)), sync]], [[query("SELECT 1")]]]
+  ],
+  ["a malformed Parse", [[[message("P", Buffer.from("no terminator")), sync]], [[query("SELECT 1")]]]],
+  ["a malformed Query", [[[message("Q", Buffer.from("SELECT 1"))]], [[query("SELECT 1")]]]],
+  ["a malformed Describe", [[[message("D", Buffer.from("X"), text("")), sync]], [[query("SELECT 1")]]]],
+  ["a malformed Close", [[[message("C", Buffer.from("X"), text("")), sync]], [[query("SELECT 1")]]]],
+  ["a row of 1 MB", [[[query("SELECT repeat('x', 1048576)")]]]],
+  ["a Bind of 1 MB", [[[parse("", "SELECT length($1::text)"), bind("", "", "y".repeat(1 << 20)), execute(), sync]]]]
+]
+
+/** Types and bodies, with what no two servers' sessions have in common left out. */
+const shape = (answers: ReadonlyArray<Message>): ReadonlyArray<string> =>
+  answers.map((answer) => {
+    if (answer.type === "E" || answer.type === "N") {
+      const { S, V, C, M, P, p, q, D, H } = fieldsOf(answer)
+      // The statements of a client have other names on the server.
+      return `${answer.type} ${JSON.stringify({ S, V, C, M: M?.replace(/perseus_[0-9a-f]+_\d+/, "*"), P, p, q, D, H })}`
+    }
+    // Table oids differ from schema to schema.
+    const body = answer.type === "T" ? withoutOids(answer.body) : answer.body.toString("latin1")
+    return `${answer.type} ${body.length > 200 ? `${body.length} bytes` : body}`
+  })
+
+/** A RowDescription's names and types. */
+const withoutOids = (body: Buffer): string => {
+  const fields: Array<string> = []
+  let at = 2
+  for (let rest = body.readInt16BE(0); rest > 0; rest--) {
+    const end = body.indexOf(0, at)
+    fields.push(`${body.toString("utf8", at, end)}:${body.toString("hex", end + 7, end + 19)}`)
+    at = end + 19
+  }
+  return fields.join(",")
+}
+
+const play = (client: RawClient, steps: ReadonlyArray<Step>) =>
+  Effect.forEach(steps, ([bytes, until = 1]) =>
+    Effect.suspend(() => {
+      client.send(...bytes)
+      return typeof until === "number" ? client.ready(until) : client.take(({ type }) => type === until)
+    })
+  ).pipe(Effect.map((answers) => shape(answers.flat())))
+
+const direct = ({ destination, tenant }: TestPerseus) =>
+  Effect.gen(function* () {
+    const client = yield* RawClient.connect(destination)
+    const { user, database, password } = destination
+    yield* client.logIn({ user, database, options: `-c search_path=plain` }, Redacted.value(password))
+    yield* client.query(`SET SESSION AUTHORIZATION ${tenant("red").role}`)
+    return client
+  })
+
+layer(SharedPerseus.with({ tenants: ["red", "plain"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } }), {
+  excludeTestServices: true
+})("the same bytes get the same answers through the pooler as from PostgreSQL itself:", (it) => {
+  for (const [what, steps] of scripts) {
+    it.effect(what, () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const pooled = yield* perseus.login("red")
+        const plain = yield* direct(perseus)
+        for (const client of [pooled, plain]) yield* client.query("CREATE TABLE IF NOT EXISTS t (id int); TRUNCATE t")
+        assert.deepStrictEqual(yield* play(pooled, steps), yield* play(plain, steps))
+        // Whatever it was, the next client finds a connection as it should be.
+        const next = yield* perseus.login("red")
+        assert.deepStrictEqual(rowsOf(yield* next.query("SHOW search_path")), ["red"])
+      })
+    )
+  }
+})
