@@ -19,6 +19,9 @@ export interface SimulatedTenant {
   readonly password: string
 }
 
+/** What may be told in a world like this. */
+const known = /^(57014|22012|53300|57P01|08001|08P01|25P02|25P03|25001|42P05|26000|28P01|55P02|08006|53100)$/
+
 export class SimulatedClient {
   readonly tenant: SimulatedTenant
   readonly id: number
@@ -39,6 +42,9 @@ export class SimulatedClient {
   answered = 0
   errors = 0
   #statementNames = 0
+  /** Cancels that it sent with its own key: each may end one statement of its own, and nobody else's. */
+  #cancelsSent = 0
+  cancelled = 0
 
   constructor(id: number, tenant: SimulatedTenant, actions: number) {
     this.id = id
@@ -52,7 +58,6 @@ export class SimulatedClient {
 
   /** It could do something now. */
   get mayAct(): boolean {
-    if (this.#awaitsAnswer && this.#owed > 0) return false
     return this.#state === "new" || this.#state === "ready" || (this.#state === "startup" && this.#transport !== null)
   }
 
@@ -72,6 +77,7 @@ export class SimulatedClient {
       return
     }
     if (this.#state !== "ready") return
+    if (this.#awaitsAnswer && this.#owed > 0) return this.cancel(world, dial)
     if (this.#actions-- <= 0) return this.leave()
     this.#ask(world, dial)
   }
@@ -124,6 +130,7 @@ export class SimulatedClient {
   }
 
   #ask(world: World, dial: () => Transport): void {
+    if (this.#owed > 0 && world.chance(0.15)) return this.cancel(world, dial)
     if (this.#batchOpen) {
       if (world.chance(0.1)) return this.vanish()
       this.#batchOpen = false
@@ -200,8 +207,9 @@ export class SimulatedClient {
   cancel(world: World, dial: () => Transport): void {
     if (this.#key === null) return
     const transport = dial()
-    const secret = world.chance(0.8) ? this.#key.secretKey : Buffer.from([1, 2, 3, 4])
-    transport.write(cancelRequest(this.#key.processId, secret))
+    const own = world.chance(0.8)
+    if (own) this.#cancelsSent++
+    transport.write(cancelRequest(this.#key.processId, own ? this.#key.secretKey : Buffer.from([1, 2, 3, 4])))
     if (world.chance(0.3)) transport.destroy()
   }
 
@@ -260,10 +268,11 @@ export class SimulatedClient {
   }
 
   #hearError(body: Buffer): void {
-    const { sqlState } = decodeError(body)
-    const known = /^(57014|22012|53300|57P01|08001|08P01|25P02|25P03|25001|42P05|26000|28P01|55P02|08006|53100)$/
-    if (!known.test(sqlState))
-      this.violations.push(`client ${this.id} was told ${sqlState} ${decodeError(body).message}`)
+    const { severity, sqlState, message } = decodeError(body)
+    if (!known.test(sqlState)) this.violations.push(`client ${this.id} was told ${sqlState} ${message}`)
+    if (severity === "ERROR" && sqlState === "57014" && ++this.cancelled > this.#cancelsSent) {
+      this.violations.push(`client ${this.id} was cancelled by somebody else`)
+    }
   }
 
   #hearRow(body: Buffer): void {

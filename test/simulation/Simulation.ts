@@ -28,6 +28,8 @@ export interface Outcome {
   readonly answered: number
   readonly errors: number
   readonly switches: number
+  /** Statements that ended by a client's own cancel. */
+  readonly cancelled: number
 }
 
 const HOST = "db.internal"
@@ -68,7 +70,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
   const postgres = run(
     MemoryPostgres.make({
       users: { app: "app-secret", other: "other-secret" },
-      deferCancel: world.schedule,
+      deferCancel: (signal) => (world.chance(0.5) ? world.schedule(signal) : world.later(world.below(300), signal)),
       onStatement: ({ searchPath, user, sql }) => {
         const tenant = tenants.find(({ mark }) => sql.startsWith(`/* ${mark} `))
         if (tenant === undefined) return
@@ -81,6 +83,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
     })
   )
   postgres.attach(network, HOST, PORT)
+  if (world.chance(0.5)) postgres.delay(() => world.below(60))
 
   const maxOpen = 1 + world.below(4)
   const config = Result.getOrThrow(
@@ -200,7 +203,8 @@ export const simulate = (seed: number, steps = 220): Outcome => {
     violations,
     answered: clients.reduce((sum, client) => sum + client.answered, 0),
     errors: clients.reduce((sum, client) => sum + client.errors, 0),
-    switches
+    switches,
+    cancelled: clients.reduce((sum, client) => sum + client.cancelled, 0)
   }
 }
 

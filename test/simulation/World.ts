@@ -55,6 +55,11 @@ export class World {
     this.#ready.push(task)
   }
 
+  /** Something that happens when this much time has passed. */
+  later(millis: number, task: () => void): void {
+    this.#sleepers.push({ at: this.now + millis, order: this.#order++, wake: task })
+  }
+
   readonly scheduler: Scheduler.Scheduler = new Scheduler.MixedScheduler("async", (task) => {
     let cancelled = false
     this.#ready.push(() => {
