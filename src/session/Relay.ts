@@ -34,6 +34,7 @@ import {
 } from "../protocol/Frame.ts"
 import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
+import { isNamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
 
 /**
@@ -660,32 +661,6 @@ const faultFields = (fault: SessionFault) => ({
   message: fault.clientMessage,
   hint: fault.hint
 })
-
-const mayBeNamed = (type: number): boolean =>
-  type === Frontend.parse || type === Frontend.bind || type === Frontend.describe || type === Frontend.close
-
-/** Whether the message names a statement; null where too little of it has come to tell. `end`: of it, or of the chunk. */
-const isNamed = (type: number, chunk: Buffer, at: number, end: number): boolean | null => {
-  const body = at + HEADER_LENGTH
-  const whole = end === at + 1 + lengthAt(chunk, at + 1)
-  if (type === Frontend.bind) {
-    const portalEnd = indexOfNul(chunk, body, end)
-    if (portalEnd === -1 || portalEnd + 1 >= end) return whole ? false : null
-    return chunk[portalEnd + 1] !== 0
-  }
-  if (type === Frontend.parse) return body < end ? chunk[body] !== 0 : whole ? false : null
-  if (body + 1 >= end) return whole ? false : null
-  return chunk[body] === 0x53 && chunk[body + 1] !== 0
-}
-
-/** The part of a named message that has to be whole: all of it, of a Bind both names. Null where it is not there yet. */
-const namedPart = (type: number, chunk: Buffer, at: number, next: number): Buffer | null => {
-  if (type !== Frontend.bind) return next <= chunk.length ? chunk.subarray(at, next) : null
-  const end = Math.min(next, chunk.length)
-  const portalEnd = indexOfNul(chunk, at + HEADER_LENGTH, end)
-  const nameEnd = indexOfNul(chunk, portalEnd + 1, end)
-  return nameEnd === -1 ? null : chunk.subarray(at, nameEnd + 1)
-}
 
 /** Those of the server's messages that are looked into; all else may stream through in pieces. */
 const bodyMatters = (type: number): boolean =>

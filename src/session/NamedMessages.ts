@@ -1,0 +1,34 @@
+/**
+ * Tells a client's messages that name a prepared statement from those that do not, which pass untouched, with as few of their
+ * bytes as will do: a Bind of 100 MB is known by its first two strings.
+ *
+ * Pure; looks at bytes where they lie and keeps none.
+ */
+import { Frontend, HEADER_LENGTH, indexOfNul, lengthAt } from "../protocol/Frame.ts"
+
+/** The types whose messages can name a statement. */
+export const mayBeNamed = (type: number): boolean =>
+  type === Frontend.parse || type === Frontend.bind || type === Frontend.describe || type === Frontend.close
+
+/** Whether the message names a statement; null where too little of it has come to tell. `end`: of it, or of the chunk. */
+export const isNamed = (type: number, chunk: Buffer, at: number, end: number): boolean | null => {
+  const body = at + HEADER_LENGTH
+  const whole = end === at + 1 + lengthAt(chunk, at + 1)
+  if (type === Frontend.bind) {
+    const portalEnd = indexOfNul(chunk, body, end)
+    if (portalEnd === -1 || portalEnd + 1 >= end) return whole ? false : null
+    return chunk[portalEnd + 1] !== 0
+  }
+  if (type === Frontend.parse) return body < end ? chunk[body] !== 0 : whole ? false : null
+  if (body + 1 >= end) return whole ? false : null
+  return chunk[body] === 0x53 && chunk[body + 1] !== 0
+}
+
+/** The part of a named message that has to be whole: all of it, of a Bind both names. Null where it is not there yet. */
+export const namedPart = (type: number, chunk: Buffer, at: number, next: number): Buffer | null => {
+  if (type !== Frontend.bind) return next <= chunk.length ? chunk.subarray(at, next) : null
+  const end = Math.min(next, chunk.length)
+  const portalEnd = indexOfNul(chunk, at + HEADER_LENGTH, end)
+  const nameEnd = indexOfNul(chunk, portalEnd + 1, end)
+  return nameEnd === -1 ? null : chunk.subarray(at, nameEnd + 1)
+}
