@@ -34,6 +34,7 @@ import {
 } from "../protocol/Frame.ts"
 import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
+import { HeldBytes } from "./HeldBytes.ts"
 import { isNamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
 
@@ -93,7 +94,9 @@ export class Relay implements TransportHandler, PoolClient {
   #next: { readonly pool: Pool; readonly tenant: PoolTenant } | null = null
 
   /** Bytes of the client that were not forwarded: a part of a message, or all that came while it waited. */
-  #held: Buffer | null = null
+  readonly #held = new HeldBytes()
+  /** Looking at the held bytes again is in vain before there are this many. */
+  #heldNeeded = 0
   /** Bytes of a client's message still to come, which are forwarded (leased) or dropped (not leased). */
   #clientRest = 0
   /** An extended batch was refused: all is dropped up to its Sync. */
@@ -147,8 +150,13 @@ export class Relay implements TransportHandler, PoolClient {
 
   onData(chunk: Buffer): void {
     if (this.#ended || this.#terminating) return
-    if (this.#server !== null) return this.#forward(chunk)
-    this.#held = this.#held === null ? Buffer.from(chunk) : Buffer.concat([this.#held, chunk])
+    if (this.#server !== null) {
+      if (this.#held.length === 0) return this.#forward(chunk)
+      this.#held.append(chunk)
+      if (this.#held.length >= this.#heldNeeded) this.#forwardHeld()
+      return
+    }
+    this.#held.append(chunk)
     if (!this.#waiting) this.#advance()
     else if (this.#held.length > HELD_LIMIT) this.#pauseClient()
   }
@@ -169,14 +177,14 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Without a lease: answers what needs no server, and takes one for the first message that does. */
   #advance(): void {
-    while (this.#held !== null && this.state === "idle" && !this.#clientStalled) {
-      const held = this.#held
+    while (this.#held.length > 0 && this.state === "idle" && !this.#clientStalled) {
       if (this.#clientRest > 0) {
-        const dropped = Math.min(this.#clientRest, held.length)
+        const dropped = Math.min(this.#clientRest, this.#held.length)
         this.#clientRest -= dropped
-        this.#keep(held, dropped)
+        this.#held.drop(dropped)
         continue
       }
+      const held = this.#held.peek()
       if (held.length < HEADER_LENGTH) return
       const type = held[0]!
       const length = lengthAt(held, 1)
@@ -206,7 +214,7 @@ export class Relay implements TransportHandler, PoolClient {
     switch (type) {
       case Frontend.sync:
         this.#droppingToSync = false
-        this.#drop(held, length)
+        this.#drop(length)
         this.#send(readyForQueryIdle)
         return true
       case Frontend.terminate:
@@ -217,28 +225,25 @@ export class Relay implements TransportHandler, PoolClient {
       case Frontend.copyDone:
       case Frontend.copyFail:
         // Late data of a COPY that failed: PostgreSQL drops them too.
-        this.#drop(held, length)
+        this.#drop(length)
         return true
       case Frontend.close:
         if (this.#droppingToSync) break
         if (held[HEADER_LENGTH] === 0x53) this.#statements.closeWithoutLease(held.subarray(0, length + 1))
-        this.#drop(held, length)
+        this.#drop(length)
         this.#send(closeComplete)
         return true
     }
     if (!this.#droppingToSync) return false
-    this.#drop(held, length)
+    this.#drop(length)
     return true
   }
 
-  #drop(held: Buffer, length: number): void {
-    const here = Math.min(held.length, length + 1)
+  /** Passes over the first held message, what is still to come of it included. */
+  #drop(length: number): void {
+    const here = Math.min(this.#held.length, length + 1)
     this.#clientRest = length + 1 - here
-    this.#keep(held, here)
-  }
-
-  #keep(held: Buffer, from: number): void {
-    this.#held = from === held.length ? null : held.subarray(from)
+    this.#held.drop(here)
   }
 
   /** Leased now or to be granted later; a fault where neither. */
@@ -252,18 +257,18 @@ export class Relay implements TransportHandler, PoolClient {
     this.#waiting = true
     const fault = this.#pool.wait(this)
     if (fault !== null) this.#waiting = false
-    else if (this.#waiting && this.#held !== null && this.#held.length > HELD_LIMIT) this.#pauseClient()
+    else if (this.#waiting && this.#held.length > HELD_LIMIT) this.#pauseClient()
     return fault
   }
 
   /** An ERROR answers the first held message as PostgreSQL would; what comes behind it is looked at as ever. */
   #refuseHeld(fault: SessionFault): void {
-    const held = this.#held
-    if (held === null) return
+    if (this.#held.length === 0) return
     if (fault.severity === "FATAL") return this.#end(fault)
+    const held = this.#held.peek()
     this.#countState(fault.sqlState)
     const simple = held[0] === Frontend.query || held[0] === Frontend.functionCall
-    if (simple) this.#drop(held, lengthAt(held, 1))
+    if (simple) this.#drop(lengthAt(held, 1))
     else this.#droppingToSync = true
     const error = errorResponse({ ...faultFields(fault), severity: "ERROR" })
     this.#send(simple ? Buffer.concat([error, readyForQueryIdle]) : error)
@@ -278,9 +283,8 @@ export class Relay implements TransportHandler, PoolClient {
     this.#serverSaidFatal = false
     this.#busySince = this.#idleSince = this.#now()
     this.#serverCarry = connection.takePending()
-    const held = this.#held
-    this.#held = null
-    if (held !== null) this.#forward(held)
+    this.#heldNeeded = 0
+    if (this.#held.length > 0) this.#forwardHeld()
     if (!this.#clientStalled) this.#resumeClient()
   }
 
@@ -329,10 +333,14 @@ export class Relay implements TransportHandler, PoolClient {
     this.#advance()
   }
 
+  #forwardHeld(): void {
+    const held = this.#held.peek()
+    this.#held.clear()
+    this.#forward(held)
+  }
+
   /** Frames of the client go to the server as they came; what is expected for each is written down. */
-  #forward(incoming: Buffer): void {
-    const chunk = this.#held === null ? incoming : Buffer.concat([this.#held, incoming])
-    this.#held = null
+  #forward(chunk: Buffer): void {
     const end = chunk.length
     const wasBusy = this.#expectations.serverBusy
     let rewritten: Array<Buffer> | null = null
@@ -355,10 +363,10 @@ export class Relay implements TransportHandler, PoolClient {
         if (named === null) break
         if (!named) this.#expect(type)
         else {
+          if (type === Frontend.parse && this.#refusesStatement(length)) return
           const message = namedPart(type, chunk, at, next)
           if (message === null) break
           const replacement = this.#rewrite(type, message, length)
-          if (replacement === null) return
           rewritten ??= []
           if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
           rewritten.push(...replacement)
@@ -368,11 +376,18 @@ export class Relay implements TransportHandler, PoolClient {
       at = next
     }
     if (at > end) this.#clientRest = at - end
-    else if (at < end && !this.#terminating) this.#held = Buffer.from(chunk.subarray(at))
+    else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
     this.#write(chunk, from, Math.min(at, end), rewritten)
     this.#giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
+  }
+
+  /** The beginning of a message that has to be whole, or has too little of it to tell. */
+  #hold(beginning: Buffer): void {
+    this.#held.append(beginning)
+    const wholeNeeded = beginning.length >= HEADER_LENGTH && beginning[0] !== Frontend.bind
+    this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
   #expect(type: number): void {
@@ -399,20 +414,22 @@ export class Relay implements TransportHandler, PoolClient {
     }
   }
 
-  /** Null where the session has ended over it. */
-  #rewrite(type: number, message: Buffer, length: number): Rewritten | null {
+  /** Ends the session where it has all the statements that it may have; before a byte of this one is kept. */
+  #refusesStatement(length: number): boolean {
+    if (!this.#statements.wouldExceed(length)) return false
+    this.#end(
+      new FeatureNotSupported({
+        feature: "this many prepared statements in one session",
+        advice: "Close (DEALLOCATE) statements that are not used any more."
+      })
+    )
+    return true
+  }
+
+  #rewrite(type: number, message: Buffer, length: number): Rewritten {
     const connection = this.#server!
     switch (type) {
       case Frontend.parse:
-        if (this.#statements.wouldExceed(length)) {
-          this.#end(
-            new FeatureNotSupported({
-              feature: "this many prepared statements in one session",
-              advice: "Close (DEALLOCATE) statements that are not used any more."
-            })
-          )
-          return null
-        }
         return this.#statements.parse(message, connection, this.#expectations)
       case Frontend.bind:
         return this.#statements.bind(message, length, connection, this.#expectations)
@@ -641,7 +658,7 @@ export class Relay implements TransportHandler, PoolClient {
       this.#waiting = false
       this.#pool.leave(this)
     }
-    this.#held = null
+    this.#held.clear()
     const connection = this.#server
     if (connection === null) return
     this.#server = null
