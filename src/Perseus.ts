@@ -29,7 +29,7 @@ import type { LiveSessions } from "./session/LiveSessions.ts"
 import { Sessions } from "./session/Sessions.ts"
 import { Authenticator } from "./tenant/Authenticator.ts"
 import { AuthRepo } from "./tenant/AuthRepo.ts"
-import { KmsDecrypt } from "./tenant/KmsDecrypt.ts"
+import { KmsDecrypt, settingsFrom } from "./tenant/KmsDecrypt.ts"
 import { PasswordHash } from "./tenant/PasswordHash.ts"
 
 /** `MetricsAddress`, if there is one. Built before the listener opens and closed after the drain. */
@@ -77,7 +77,13 @@ export class Perseus extends Context.Service<
       const fail = (detail: string) => new ListenFailed({ key, address: text, detail })
       const address = yield* Effect.fromResult(Result.mapError(parseListenAddress(text), fail))
       const listening = yield* Effect.mapError(network.listen(address, sessions.accept), fail)
-      yield* Effect.addFinalizer(() => Effect.andThen(listening.stopAccepting, sessions.drain))
+      yield* Effect.addFinalizer(() =>
+        Effect.all([
+          listening.stopAccepting,
+          Effect.logInfo(`shutting down: ${sessions.live.count} clients are connected, their transactions may end`),
+          sessions.drain
+        ])
+      )
       if (httpAddress !== undefined)
         yield* Effect.logInfo(`metrics are on http://${formatAddress(httpAddress)}/metrics`)
       yield* Effect.logInfo(`listening for clients on ${formatAddress(listening)}`)
@@ -118,13 +124,4 @@ const authRepoOf = (config: LiveConfig["Service"]) => {
   })
 }
 
-const kmsOf = (config: LiveConfig["Service"]) => {
-  const settings = config.current().AWSSettings
-  return KmsDecrypt.layer({
-    accessKeyId: settings.AccessKeyId,
-    secretAccessKey: settings.SecretAccessKey,
-    region: settings.Region,
-    endpoint: settings.Endpoint,
-    keyArn: settings.KMSKeyARN
-  })
-}
+const kmsOf = (config: LiveConfig["Service"]) => KmsDecrypt.layer(settingsFrom(config.current().AWSSettings))

@@ -243,6 +243,7 @@ export class Pool {
     connection.lessee = null
     this.#unhold(connection)
     this.statistics.discarded++
+    connection.stopQuery = stopQuery
     if (stopQuery) this.cancel(connection)
     this.#close(connection)
     // Its tenant may have been waiting for a lease of its own to end.
@@ -612,9 +613,21 @@ export class Pool {
    * a moment ago (a restart) is waited for, ConnCreateTimeoutSecs long: only the transactions in flight fail then.
    */
   #inVain(group: CredentialGroup, now: number): DestinationUnreachable | null {
-    if (group.open > 0 || group.opening > 0) return null
-    if (group.refusal !== null && now < group.refusal.until) return group.refusal.fault
-    return this.#reachability.inVain(now, this.#opening, this.#settings.ConnCreateTimeoutSecs * 1000)
+    if (group.opening > 0) return null
+    const refusal = group.refusal !== null && now < group.refusal.until ? group.refusal.fault : null
+    const patience = this.#settings.ConnCreateTimeoutSecs * 1000
+    const fault = refusal ?? this.#reachability.inVain(now, this.#opening, patience)
+    return fault === null || this.#hasUsable(group) ? null : fault
+  }
+
+  /** A connection that will serve again. */
+  #hasUsable(group: CredentialGroup): boolean {
+    if (group.open === 0) return false
+    for (const connection of this.#connections) {
+      const ofGroup = connection.credential.fingerprint === group.credential.fingerprint
+      if (ofGroup && !connection.retired && connection.state !== "closing") return true
+    }
+    return false
   }
 
   #refuseInVain(group: CredentialGroup, now: number): void {
@@ -694,6 +707,9 @@ export class Pool {
       if (connection.deadline <= now) {
         if (connection.state === "closing") this.#closeByForce(connection)
         else connection.giveUpConversation()
+      } else if (connection.state === "closing") {
+        // A cancel between two queries of one pipeline is in vain, and the second would run on with nobody there.
+        if (connection.stopQuery) this.cancel(connection)
       } else if (connection.state === "idle") this.#closeIfOverdue(connection, now)
     }
     const limit = now - this.#limits.AcquireTimeoutSecs * 1000

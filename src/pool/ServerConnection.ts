@@ -58,6 +58,8 @@ export class ServerConnection<Tenant> implements TransportHandler {
   state: ServerState = "idle"
   /** Not to be lent any more: closed when it comes back. */
   retired = false
+  /** Nobody wants the answer to what it runs: it is to be cancelled until it has gone. */
+  stopQuery = false
   idleSince: number
   /** Whose path it carries; null until the first switch. */
   tenant: Tenant | null = null

@@ -30,5 +30,15 @@ export const namedPart = (type: number, chunk: Buffer, at: number, next: number)
   const end = Math.min(next, chunk.length)
   const portalEnd = indexOfNul(chunk, at + HEADER_LENGTH, end)
   const nameEnd = indexOfNul(chunk, portalEnd + 1, end)
-  return nameEnd === -1 ? null : chunk.subarray(at, nameEnd + 1)
+  if (nameEnd !== -1) return chunk.subarray(at, nameEnd + 1)
+  return end === next ? chunk.subarray(at, next) : null
+}
+
+/** Whether a Bind or Describe is of the unnamed statement. `end`: of it, or of the chunk. */
+export const isOfUnnamed = (type: number, chunk: Buffer, at: number, end: number): boolean => {
+  const body = at + HEADER_LENGTH
+  if (type === Frontend.describe) return body + 1 < end && chunk[body] === 0x53 && chunk[body + 1] === 0
+  if (type !== Frontend.bind) return false
+  const portalEnd = indexOfNul(chunk, body, end)
+  return portalEnd !== -1 && portalEnd + 1 < end && chunk[portalEnd + 1] === 0
 }

@@ -4,11 +4,12 @@
  *
  * A statement is shared only within one tenant (a tenant switch drops all of a connection's statements, and what a plan reads
  * depends on the search path) and under the same settings (`'01/02/2020'::date` is fixed when it is parsed). Unnamed
- * statements pass untouched. Pure bookkeeping; the relay writes what this says.
+ * statements pass untouched, unless one was parsed in one lease and is bound in another: there it is treated as if it had a
+ * name, for what lies unnamed on that connection is somebody else's. Pure bookkeeping; the relay writes what this says.
  */
 import { createHash, randomBytes } from "node:crypto"
 import { closeComplete, parseComplete } from "../protocol/Backend.ts"
-import { frame, cString } from "../protocol/Encoder.ts"
+import { frame } from "../protocol/Encoder.ts"
 import { Frontend, HEADER_LENGTH, indexOfNul } from "../protocol/Frame.ts"
 import { closeStatement, parse } from "../protocol/Frontend.ts"
 import type { Connection } from "../pool/PoolTenant.ts"
@@ -37,6 +38,10 @@ export type Rewritten = ReadonlyArray<Buffer>
 export class PreparedStatements {
   readonly #byName = new Map<string, Statement>()
   #bytes = 0
+  /** Where the client's unnamed statement is: on the connection that it holds, bound there already, or not there. */
+  #unnamed: "elsewhere" | "parsed" | "bound" = "elsewhere"
+  /** The unnamed Parse of this lease, kept where its lease may end before it is bound. */
+  #unnamedParse: Buffer | null = null
 
   get size(): number {
     return this.#byName.size
@@ -46,6 +51,49 @@ export class PreparedStatements {
     this.#byName.clear()
     this.#bytes = 0
   }
+
+  // ---- the unnamed statement
+
+  beginLease(): void {
+    this.#unnamed = "elsewhere"
+    this.#unnamedParse = null
+  }
+
+  /** `message`: the whole Parse, valid until `endOfChunk`; null where it came in pieces. */
+  onUnnamedParse(message: Buffer | null): void {
+    this.#forget("")
+    this.#unnamed = "parsed"
+    this.#unnamedParse = message
+  }
+
+  /** Whether a Bind or Describe of the unnamed statement needs another's place: the client's own is not there. */
+  unnamedIsElsewhere(type: number): boolean {
+    if (this.#unnamed === "elsewhere") return true
+    if (type !== Frontend.bind) return false
+    this.#unnamed = "bound"
+    this.#unnamedParse = null
+    return false
+  }
+
+  /** A simple Query, or an error, does away with it. */
+  dropUnnamed(): void {
+    this.#forget("")
+    this.#unnamed = "elsewhere"
+    this.#unnamedParse = null
+  }
+
+  /** What was lent with the chunk must be copied now. Most are bound in the chunk that parsed them, and cost nothing. */
+  endOfChunk(): void {
+    if (this.#unnamedParse !== null) this.#unnamedParse = Buffer.from(this.#unnamedParse)
+  }
+
+  endLease(): void {
+    if (this.#unnamed !== "parsed" || this.#unnamedParse === null) return
+    const rest = this.#unnamedParse.subarray(HEADER_LENGTH + 1)
+    if (!this.wouldExceed(rest.length)) this.#remember("", statementOf(rest))
+  }
+
+  // ---- named statements
 
   /** True where one more statement of this length would be too many. */
   wouldExceed(length: number): boolean {
@@ -65,7 +113,7 @@ export class PreparedStatements {
       return [...first, parse(serverName, message.subarray(nameEnd + 1))]
     }
     const rest = Buffer.from(message.subarray(nameEnd + 1))
-    const statement: Statement = { rest, digest: createHash("sha256").update(rest).digest("base64") }
+    const statement = statementOf(rest)
     this.#remember(name, statement)
     const key = keyOn(connection, statement)
     const known = connection.statements.has(key)
@@ -87,11 +135,10 @@ export class PreparedStatements {
   bind(message: Buffer, length: number, connection: Connection, expectations: Expectations): Rewritten {
     const portalEnd = indexOfNul(message, HEADER_LENGTH, message.length)
     const nameEnd = indexOfNul(message, portalEnd + 1, message.length)
-    const statement = this.#byName.get(nameOf(message, portalEnd + 1, nameEnd))
-    if (statement === undefined) return this.#asItIs(message, entries.bind, expectations)
-    const [serverName, first] = this.#ensure(statement, connection, expectations)
+    if (nameEnd === -1) return this.#asItIs(message, entries.bind, expectations)
+    const [serverName, first] = this.#find(nameOf(message, portalEnd + 1, nameEnd), connection, expectations)
     expectations.pushExtended(entries.bind)
-    const serverNameBytes = cString(serverName)
+    const serverNameBytes = nameBytes(serverName)
     const header = Buffer.allocUnsafe(HEADER_LENGTH)
     header[0] = Frontend.bind
     // The limit on a Bind's length leaves room for the longer name: it cannot wrap.
@@ -107,11 +154,10 @@ export class PreparedStatements {
 
   /** A whole Describe of a named statement. */
   describe(message: Buffer, connection: Connection, expectations: Expectations): Rewritten {
-    const statement = this.#byName.get(nameOf(message, HEADER_LENGTH + 1, message.length - 1))
-    if (statement === undefined) return this.#asItIs(message, entries.describe, expectations)
-    const [serverName, first] = this.#ensure(statement, connection, expectations)
+    const name = nameOf(message, HEADER_LENGTH + 1, message.length - 1)
+    const [serverName, first] = this.#find(name, connection, expectations)
     expectations.pushExtended(entries.describe)
-    return [...first, frame(Frontend.describe, Buffer.of(0x53), cString(serverName))]
+    return [...first, frame(Frontend.describe, Buffer.of(0x53), nameBytes(serverName))]
   }
 
   /** A whole Close of a named statement: only this client's name goes, others may use what it says. */
@@ -132,6 +178,20 @@ export class PreparedStatements {
   /** Close of a named statement while nothing is leased. */
   closeWithoutLease(message: Buffer): void {
     this.#forget(nameOf(message, HEADER_LENGTH + 1, message.length - 1))
+  }
+
+  /**
+   * What the client's name stands for on this connection. A name that it never gave may be one of SQL's PREPARE in this very
+   * transaction; but neither what lies there unnamed nor what others prepared is ever found by it: the server answers 26000.
+   */
+  #find(
+    name: string,
+    connection: Connection,
+    expectations: Expectations
+  ): readonly [serverName: string, first: Rewritten] {
+    const statement = this.#byName.get(name)
+    if (statement !== undefined) return this.#ensure(statement, connection, expectations)
+    return [name === "" || name.startsWith(serverNamePrefix) ? `${serverNamePrefix}none` : name, []]
   }
 
   #asItIs(message: Buffer, entry: Entry, expectations: Expectations): Rewritten {
@@ -193,8 +253,16 @@ export class PreparedStatements {
   }
 }
 
+const statementOf = (rest: Buffer): Statement => ({
+  rest,
+  digest: createHash("sha256").update(rest).digest("base64")
+})
+
 /** Names are compared byte by byte. */
 const nameOf = (message: Buffer, from: number, end: number): string => message.toString("latin1", from, end)
+
+/** The inverse of `nameOf`, with its terminator. */
+const nameBytes = (name: string): Buffer => Buffer.from(`${name}\0`, "latin1")
 
 const keyOn = (connection: Connection, statement: Statement): string =>
   `${connection.settings.key}\0${statement.digest}`

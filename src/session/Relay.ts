@@ -20,7 +20,7 @@ import {
 import type { Transport, TransportHandler } from "../net/Transport.ts"
 import type { Pool } from "../pool/Pool.ts"
 import type { Connection, PoolClient, PoolTenant } from "../pool/PoolTenant.ts"
-import type { ClientSettings } from "../pool/Reset.ts"
+import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
 import { Waiter } from "../pool/WaitQueue.ts"
 import { closeComplete, decodeError, errorResponse, isFatal, readyForQueryIdle } from "../protocol/Backend.ts"
 import {
@@ -32,10 +32,11 @@ import {
   lengthAt,
   TransactionStatus
 } from "../protocol/Frame.ts"
+import { terminate } from "../protocol/Frontend.ts"
 import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
 import { HeldBytes } from "./HeldBytes.ts"
-import { isNamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
+import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
 
 /**
@@ -79,6 +80,8 @@ export class Relay implements TransportHandler, PoolClient {
   readonly #counters: RelayCounters
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
+  /** Settings that the server reported as changed in this lease. */
+  readonly #reported = new Map<string, string>()
   readonly #statements = new PreparedStatements()
 
   #server: Connection | null = null
@@ -172,7 +175,12 @@ export class Relay implements TransportHandler, PoolClient {
   onClose(): void {
     this.#clientGone = true
     // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
-    if (!(this.#terminating && this.#server !== null && this.#expectations.serverBusy)) this.#end(null)
+    const mayFinish = this.#waiting ? this.#endsInTerminate() : this.#terminating && this.#expectations.serverBusy
+    if (!mayFinish) this.#end(null)
+  }
+
+  #endsInTerminate(): boolean {
+    return this.#held.length >= terminate.length && this.#held.peek().subarray(-terminate.length).equals(terminate)
   }
 
   /** Without a lease: answers what needs no server, and takes one for the first message that does. */
@@ -229,6 +237,8 @@ export class Relay implements TransportHandler, PoolClient {
         return true
       case Frontend.close:
         if (this.#droppingToSync) break
+        // A malformed one is the server's to refuse.
+        if (!isClose(held, length)) return false
         if (held[HEADER_LENGTH] === 0x53) this.#statements.closeWithoutLease(held.subarray(0, length + 1))
         this.#drop(length)
         this.#send(closeComplete)
@@ -284,6 +294,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#busySince = this.#idleSince = this.#now()
     this.#serverCarry = connection.takePending()
     this.#heldNeeded = 0
+    this.#statements.beginLease()
     if (this.#held.length > 0) this.#forwardHeld()
     if (!this.#clientStalled) this.#resumeClient()
   }
@@ -316,6 +327,8 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#server!
     this.#server = null
     this.#counters.transactions++
+    this.#statements.endLease()
+    this.#followReported()
     // A stalled client must not leave its paused server to the next one; and stays unread itself until it has caught up.
     if (this.#serverPaused) {
       this.#serverPaused = false
@@ -361,7 +374,7 @@ export class Relay implements TransportHandler, PoolClient {
       else {
         const named = isNamed(type, chunk, at, Math.min(next, end))
         if (named === null) break
-        if (!named) this.#expect(type)
+        if (!named && !this.#unnamedIsElsewhere(type, chunk, at, next)) this.#expect(type)
         else {
           if (type === Frontend.parse && this.#refusesStatement(length)) return
           const message = namedPart(type, chunk, at, next)
@@ -378,6 +391,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (at > end) this.#clientRest = at - end
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
     this.#write(chunk, from, Math.min(at, end), rewritten)
+    this.#statements.endOfChunk()
     this.#giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
@@ -390,9 +404,18 @@ export class Relay implements TransportHandler, PoolClient {
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
+  #unnamedIsElsewhere(type: number, chunk: Buffer, at: number, next: number): boolean {
+    if (type === Frontend.parse) {
+      this.#statements.onUnnamedParse(next <= chunk.length ? chunk.subarray(at, next) : null)
+      return false
+    }
+    return isOfUnnamed(type, chunk, at, Math.min(next, chunk.length)) && this.#statements.unnamedIsElsewhere(type)
+  }
+
   #expect(type: number): void {
     switch (type) {
       case Frontend.query:
+        this.#statements.dropUnnamed()
         return this.#expectations.pushSimple(entries.query)
       case Frontend.sync:
         return this.#expectations.pushSync()
@@ -546,6 +569,7 @@ export class Relay implements TransportHandler, PoolClient {
   #hearError(chunk: Buffer, at: number, next: number): void {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     this.#countState(error.sqlState)
+    this.#statements.dropUnnamed()
     if (isFatal(error)) this.#serverSaidFatal = true
   }
 
@@ -556,7 +580,19 @@ export class Relay implements TransportHandler, PoolClient {
     const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
     if (nameEnd === -1) return
     const name = chunk.toString("utf8", at + HEADER_LENGTH, nameEnd)
-    connection.parameters.set(name, chunk.toString("utf8", nameEnd + 1, next - 1))
+    const value = chunk.toString("utf8", nameEnd + 1, next - 1)
+    connection.parameters.set(name, value)
+    if (!notFollowed.has(name)) this.#reported.set(name, value)
+  }
+
+  /**
+   * What the client was told of a setting holds in its next transaction too, wherever that runs. The last report of a lease is
+   * the right one: a SET that is rolled back, and SET LOCAL at its end, are reported again with the value that holds then.
+   */
+  #followReported(): void {
+    if (this.#reported.size === 0) return
+    this.settings = clientSettings([...this.settings.list, ...this.#reported])
+    this.#reported.clear()
   }
 
   #serverBroke(): void {
@@ -618,6 +654,11 @@ export class Relay implements TransportHandler, PoolClient {
   /** From its next lease on the session is served elsewhere, or as somebody else: its row says so. */
   moveTo(pool: Pool, tenant: PoolTenant): void {
     this.#next = { pool, tenant }
+    if (!this.#waiting) return
+    // Where it waits now, what it waits for may never come.
+    this.#pool.leave(this)
+    this.#waiting = false
+    this.#advance()
   }
 
   #move(next: { readonly pool: Pool; readonly tenant: PoolTenant }): void {
@@ -672,12 +713,29 @@ export class Relay implements TransportHandler, PoolClient {
   }
 }
 
+/** Reported, but not a setting that a client may make, or the one that says who the tenant is. */
+const notFollowed: ReadonlySet<string> = new Set([
+  "server_version",
+  "server_encoding",
+  "integer_datetimes",
+  "in_hot_standby",
+  "is_superuser",
+  "session_authorization",
+  "search_path"
+])
+
 const faultFields = (fault: SessionFault) => ({
   severity: fault.severity,
   sqlState: fault.sqlState,
   message: fault.clientMessage,
   hint: fault.hint
 })
+
+/** A whole Close as chapter "Message Formats" has it. */
+const isClose = (held: Buffer, length: number): boolean => {
+  const kind = held[HEADER_LENGTH]
+  return length >= 6 && (kind === 0x53 || kind === 0x50) && indexOfNul(held, HEADER_LENGTH + 1, length + 1) === length
+}
 
 /** Those of the server's messages that are looked into; all else may stream through in pieces. */
 const bodyMatters = (type: number): boolean =>

@@ -37,10 +37,7 @@ export const secrets = Effect.fnUntraced(function* <const Questions extends Read
 ): Effect.fn.Return<Answers<Questions>, CommandFailed, Stdio.Stdio | Terminal.Terminal> {
   const open = questions.filter(({ given }) => Option.isNone(given))
   const stdio = yield* Stdio.Stdio
-  const answers =
-    open.length > 0 && !(yield* stdio.stdinIsTerminal)
-      ? yield* readLines(open)
-      : yield* Effect.forEach(open, (question) => Effect.scoped(askUnseen(question)))
+  const answers = open.length > 0 && !(yield* stdio.stdinIsTerminal) ? yield* readLines(open) : yield* askUnseen(open)
   const rest = answers.values()
   return questions.map(({ given }) => Option.getOrElse(given, () => rest.next().value)) as Answers<Questions>
 })
@@ -72,6 +69,9 @@ const readLines = Effect.fnUntraced(function* (questions: ReadonlyArray<Question
   // Not decoded with replacement characters: that would be another password than the one that was sent.
   if (!isUtf8(bytes)) return yield* new CommandFailed({ message: "standard input is not UTF-8" })
   const lines = bytes.toString("utf8").split("\n")
+  if (bytes.length > maxInput && lines.length <= questions.length) {
+    return yield* new CommandFailed({ message: `standard input has a line of more than ${maxInput} bytes` })
+  }
   return yield* Effect.forEach(questions, ({ what }, index) => {
     const line = lines[index]?.replace(/\r$/, "") ?? ""
     return line === ""
@@ -95,19 +95,27 @@ const readUntil = (stdin: Stream.Stream<Uint8Array, PlatformError>, count: numbe
     return Effect.map(Stream.runDrain(Stream.takeUntil(stdin, isEnough)), () => Buffer.concat(chunks))
   })
 
-const askUnseen = Effect.fnUntraced(function* ({ what, isNew }: Question) {
-  const first = yield* typeUnseen(`${what}: `)
-  if (first === "") return yield* new CommandFailed({ message: `${what}: nothing was typed` })
-  if (isNew && (yield* typeUnseen(`${what}, again: `)) !== first) {
-    return yield* new CommandFailed({ message: `${what}: the two differ` })
-  }
-  return Redacted.make(first)
-})
-
-/** Characters up to Enter. Backspace takes one back, Ctrl-U all; Ctrl-C, Ctrl-D and Escape end the command. */
-const typeUnseen = Effect.fnUntraced(function* (prompt: string) {
+/** One subscription for all questions: what is pasted or typed ahead of a prompt would be lost between two. */
+const askUnseen = Effect.fnUntraced(function* (questions: ReadonlyArray<Question>) {
+  if (questions.length === 0) return []
   const terminal = yield* Terminal.Terminal
   const keys = yield* terminal.readInput
+  return yield* Effect.forEach(questions, ({ isNew, what }) =>
+    Effect.gen(function* () {
+      const first = yield* typeUnseen(keys, `${what}: `)
+      if (first === "") return yield* new CommandFailed({ message: `${what}: nothing was typed` })
+      if (isNew && (yield* typeUnseen(keys, `${what}, again: `)) !== first) {
+        return yield* new CommandFailed({ message: `${what}: the two differ` })
+      }
+      return Redacted.make(first)
+    })
+  )
+}, Effect.scoped)
+
+type Keys = Effect.Success<Terminal.Terminal["readInput"]>
+
+/** Characters up to Enter. Backspace takes one back, Ctrl-U all; after Ctrl-C, Ctrl-D and Escape no key comes. */
+const typeUnseen = Effect.fnUntraced(function* (keys: Keys, prompt: string) {
   yield* toStderr(prompt)
   // Enter is not echoed: what comes next would go on behind the prompt, however this ends.
   yield* Effect.addFinalizer(() => Effect.ignore(toStderr("\n")))
@@ -117,11 +125,7 @@ const typeUnseen = Effect.fnUntraced(function* (prompt: string) {
     if (key.name === "return" || key.name === "enter") break
     if (key.name === "backspace") typed.pop()
     else if (key.ctrl && key.name === "u") typed.length = 0
-    else if (isTerminalsQuit(key)) return yield* cancelled
     else if (!key.ctrl && !key.meta) typed.push(...Option.getOrElse(input, () => "").replaceAll(/\p{Cc}/gu, ""))
   }
   return typed.join("")
 }, Effect.scoped)
-
-/** The keys after which the terminal gives no more. */
-const isTerminalsQuit = (key: Terminal.Key) => key.name === "escape" || (key.ctrl && /^[cd]$/.test(key.name))
