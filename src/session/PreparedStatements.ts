@@ -191,7 +191,9 @@ export class PreparedStatements {
   ): readonly [serverName: string, first: Rewritten] {
     const statement = this.#byName.get(name)
     if (statement !== undefined) return this.#ensure(statement, connection, expectations)
-    return [name === "" || name.startsWith(serverNamePrefix) ? `${serverNamePrefix}none` : name, []]
+    if (name !== "") return [name.startsWith(serverNamePrefix) ? `${serverNamePrefix}none` : name, []]
+    expectations.pushExtended({ expected: Expected.close, answer: Answer.drop, bytes: null, onSkipped: null })
+    return ["", [closeStatement("")]]
   }
 
   #asItIs(message: Buffer, entry: Entry, expectations: Expectations): Rewritten {
