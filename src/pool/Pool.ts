@@ -350,6 +350,7 @@ export class Pool {
     if (this.#mustClose(connection, now)) return this.#close(connection)
     const group = this.#groupOf(connection)
     if (this.#visitLasts(connection, group)) return this.#grant(connection, group.queue.take(connection.tenant!.lane)!)
+    if (connection.turns >= QUANTUM && connection.tenant?.group === group) group.queue.endTurn(connection.tenant.lane)
     if (this.#handOverSlot(connection, group, now)) return this.#close(connection)
     const tenant = this.#nextTenant(group)
     if (tenant === null) return this.#makeIdle(connection, now)
@@ -424,7 +425,10 @@ export class Pool {
         connection.settings = settings
         connection.stateKnown = tenant.path === path
       }
-      this.#prepared(connection, preparation.client, end, since)
+      if (end._tag === "TimedOut" && conversation === checkConversation) {
+        if (preparation.client !== null) this.#waitAgain(preparation.client, since)
+        this.#closeByForce(connection)
+      } else this.#prepared(connection, preparation.client, end, since)
       this.release(tenant)
     })
   }
@@ -448,12 +452,15 @@ export class Pool {
       case "Lost":
         // Nothing of the client's was sent, so it does not notice: another connection, at the head of the queue.
         if (connection.tenant === null) this.#connectFailed(this.#groupOf(connection), "unreachable", end.reason)
-        if (client === null) return
-        if (this.#closing) return client.onRefused(new ShuttingDown())
-        client.tenant.group.queue.enterFirst(client.tenant.lane, client.waiter)
-        client.waiter.since = since
-        return this.#serve(client.tenant.group)
+        if (client !== null) this.#waitAgain(client, since)
     }
+  }
+
+  #waitAgain(client: PoolClient, since: number): void {
+    if (this.#closing) return client.onRefused(new ShuttingDown())
+    client.tenant.group.queue.enterFirst(client.tenant.lane, client.waiter)
+    client.waiter.since = since
+    this.#serve(client.tenant.group)
   }
 
   // ---- idle connections
@@ -603,7 +610,7 @@ export class Pool {
     const fault = this.#unreachable(detail)
     this.statistics.connectFailures++
     if (kind === "refused") group.refusal = refusedAgain(group.refusal, fault, now)
-    else this.#reachability.failed(fault, startedAt, now)
+    else this.#reachability.failed(fault, startedAt, now, this.#settings.ConnCreateTimeoutSecs * 1000)
     for (const waiting of this.#groups.values()) this.#refuseInVain(waiting, now)
     this.#dropGroupIfUnused(group)
   }

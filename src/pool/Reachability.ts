@@ -44,13 +44,15 @@ export class Reachability {
     return back
   }
 
-  /** The attempt that began at `startedAt` has failed. */
-  failed(fault: DestinationUnreachable, startedAt: number, now: number): void {
+  /** The attempt that began at `startedAt` has failed. The last one within `patience` is at its very end. */
+  failed(fault: DestinationUnreachable, startedAt: number, now: number, patience: number): void {
     const before = this.#outage
     const failures = (before?.failures ?? 0) + 1
     // A destination that never answered is a wrong name, not one that restarts: nobody waits for it.
     const since = before?.since ?? (this.#everReached ? startedAt : Number.NEGATIVE_INFINITY)
-    this.#outage = { since, failures, retryAt: now + backoff(failures), fault }
+    const next = now + backoff(failures)
+    const lastChance = since + patience
+    this.#outage = { since, failures, retryAt: now < lastChance ? Math.min(next, lastChance) : next, fault }
   }
 
   /** `dialling`: attempts under way. */

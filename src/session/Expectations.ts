@@ -67,6 +67,8 @@ export class Expectations {
   #head = 0
   /** Entries that end with ReadyForQuery. */
   #readyOwed = 0
+  /** Entries up to this index of the queue are answered without a Sync: a Flush is behind them. */
+  #flushed = 0
   /** Extended messages were sent and no Sync behind them. */
   #batchOpen = false
   /** The server skips to the next Sync, which has not been sent. */
@@ -83,7 +85,14 @@ export class Expectations {
 
   /** The server is at work: at least one ReadyForQuery will come without anything more from the client. */
   get serverBusy(): boolean {
-    return this.#readyOwed > 0 && !this.#copyIn
+    return (this.#readyOwed > 0 || this.#flushed > this.#head) && !this.#copyIn
+  }
+
+  /** As `serverBusy`, but for the last message: it has not been sent to its end. */
+  get serverBusyBeforeLast(): boolean {
+    const last = this.#queue.at(-1)
+    const owed = last !== undefined && isReadyMaker(last.expected) ? this.#readyOwed - 1 : this.#readyOwed
+    return (owed > 0 || this.#flushed > this.#head) && !this.#copyIn
   }
 
   get copyIn(): boolean {
@@ -93,6 +102,7 @@ export class Expectations {
   clear(): void {
     this.#queue.length = 0
     this.#head = 0
+    this.#flushed = 0
     this.#readyOwed = 0
     this.#batchOpen = false
     this.#skipping = false
@@ -125,6 +135,10 @@ export class Expectations {
     this.#readyOwed++
     this.#batchOpen = false
     this.#skipping = false
+  }
+
+  pushFlush(): void {
+    if (!this.#copyIn) this.#flushed = this.#queue.length
   }
 
   /** CopyDone or CopyFail went to the server. */
@@ -207,6 +221,7 @@ export class Expectations {
     for (let index = until - 1; index > this.#head; index--) {
       if (this.#queue[index]!.expected !== Expected.sync) continue
       this.#queue.splice(index, 1)
+      if (index < this.#flushed) this.#flushed--
       this.#readyOwed--
       if (this.head?.expected === Expected.execute) this.#batchOpen = true
     }
@@ -216,6 +231,7 @@ export class Expectations {
       return
     }
     this.#queue.splice(marker, 1)
+    if (marker < this.#flushed) this.#flushed--
     // A Sync behind the data closes the batch again.
     if (this.#queue.slice(marker).some((entry) => entry.expected === Expected.sync)) this.#batchOpen = false
   }
@@ -231,8 +247,10 @@ export class Expectations {
     if (this.#head === this.#queue.length) {
       this.#queue.length = 0
       this.#head = 0
+      this.#flushed = 0
     } else if (this.#head > 64) {
       this.#queue.splice(0, this.#head)
+      this.#flushed = Math.max(0, this.#flushed - this.#head)
       this.#head = 0
     }
     return entry

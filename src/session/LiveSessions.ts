@@ -17,13 +17,16 @@ export class LiveSession {
   readonly relay: Relay
   identity: Identity
   place: Place
+  /** Holds the place; ends when the session is served elsewhere, or with the session. */
+  placeScope: Scope.Closeable
   /** Ends with the session. */
   readonly scope: Scope.Scope
 
-  constructor(relay: Relay, identity: Identity, place: Place, scope: Scope.Scope) {
+  constructor(relay: Relay, identity: Identity, place: Place, placeScope: Scope.Closeable, scope: Scope.Scope) {
     this.relay = relay
     this.identity = identity
     this.place = place
+    this.placeScope = placeScope
     this.scope = scope
   }
 }

@@ -94,7 +94,7 @@ export class Relay implements TransportHandler, PoolClient {
   /** To be said at the transaction's border. */
   #endAtBorder: SessionFault | null = null
   /** Where the session goes at its next lease: its row has changed. */
-  #next: { readonly pool: Pool; readonly tenant: PoolTenant } | null = null
+  #next: { readonly pool: Pool; readonly tenant: PoolTenant; readonly onMoved: () => void } | null = null
 
   /** Bytes of the client that were not forwarded: a part of a message, or all that came while it waited. */
   readonly #held = new HeldBytes()
@@ -258,7 +258,6 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Leased now or to be granted later; a fault where neither. */
   #acquire(): SessionFault | null {
-    if (this.#next !== null) this.#move(this.#next)
     const connection = this.#pool.take(this)
     if (connection !== null) {
       this.onGranted(connection)
@@ -340,6 +339,7 @@ export class Relay implements TransportHandler, PoolClient {
     } else this.#pool.give(connection)
     if (this.#terminating || this.#clientGone) return this.#end(null)
     if (this.#endAtBorder !== null) return this.#end(this.#endAtBorder)
+    this.#move()
     if (this.#clientStalled) return this.#pauseClient()
     this.#resumeClient()
     // The beginning of a message that came while another's lease lasted.
@@ -355,7 +355,7 @@ export class Relay implements TransportHandler, PoolClient {
   /** Frames of the client go to the server as they came; what is expected for each is written down. */
   #forward(chunk: Buffer): void {
     const end = chunk.length
-    const wasBusy = this.#expectations.serverBusy
+    const wasBusy = this.#serverBusy
     let rewritten: Array<Buffer> | null = null
     let at = Math.min(this.#clientRest, end)
     let from = 0
@@ -429,6 +429,8 @@ export class Relay implements TransportHandler, PoolClient {
         return this.#expectations.pushExtended(entries.execute)
       case Frontend.close:
         return this.#expectations.pushExtended(entries.close)
+      case Frontend.flush:
+        return this.#expectations.pushFlush()
       case Frontend.copyDone:
       case Frontend.copyFail:
         return this.#expectations.pushCopyEnd()
@@ -471,8 +473,8 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   #watchAfterForward(wasBusy: boolean): void {
-    if (this.#expectations.copyIn) this.#idleSince = this.#now()
-    else if (!wasBusy && this.#expectations.serverBusy) this.#busySince = this.#now()
+    if (this.#expectations.copyIn || this.#clientRest > 0) this.#idleSince = this.#now()
+    if (!wasBusy && this.#serverBusy) this.#busySince = this.#now()
   }
 
   // ---- from the server
@@ -651,27 +653,44 @@ export class Relay implements TransportHandler, PoolClient {
     else this.#end(fault)
   }
 
-  /** From its next lease on the session is served elsewhere, or as somebody else: its row says so. */
-  moveTo(pool: Pool, tenant: PoolTenant): void {
-    this.#next = { pool, tenant }
-    if (!this.#waiting) return
+  /** The session is served elsewhere, or as somebody else, from its next lease on: its row says so. Told when it has left. */
+  moveTo(pool: Pool, tenant: PoolTenant, onMoved: () => void): void {
+    const before = this.#next
+    this.#next = {
+      pool,
+      tenant,
+      onMoved: () => {
+        before?.onMoved()
+        onMoved()
+      }
+    }
+    if (this.#server !== null) return
     // Where it waits now, what it waits for may never come.
-    this.#pool.leave(this)
+    if (this.#waiting) this.#pool.leave(this)
     this.#waiting = false
+    this.#move()
     this.#advance()
   }
 
-  #move(next: { readonly pool: Pool; readonly tenant: PoolTenant }): void {
+  #move(): void {
+    const next = this.#next
+    if (next === null) return
     this.#pool = next.pool
     this.#tenant = next.tenant
     this.#next = null
+    next.onMoved()
+  }
+
+  /** The server is at work, and not waiting for the rest of a long message. */
+  get #serverBusy(): boolean {
+    return this.#clientRest > 0 ? this.#expectations.serverBusyBeforeLast : this.#expectations.serverBusy
   }
 
   /** Ends what has gone on for too long. */
   sweep(now: number): void {
     if (this.#server === null) return
     const limits = this.#limits()
-    if (this.#expectations.serverBusy) {
+    if (this.#serverBusy) {
       if (limits.QueryTimeoutSecs > 0 && now - this.#busySince >= limits.QueryTimeoutSecs * 1000) {
         this.#end(new QueryTimedOut({ seconds: limits.QueryTimeoutSecs }))
       }

@@ -93,6 +93,7 @@ interface LoggedInClient {
   readonly request: LoginRequest
   readonly identity: Identity
   readonly place: Place
+  readonly placeScope: Scope.Closeable
   readonly scope: Scope.Scope
   readonly parameters: Buffer
 }
@@ -109,7 +110,7 @@ const logIn = Effect.fnUntraced(function* (
     return null
   }
   if (house.live.draining) return yield* new ShuttingDown()
-  const { MaxClients, MaxClientsPerTenant } = house.config.current().LimitSettings
+  const { MaxClients } = house.config.current().LimitSettings
   if (MaxClients > 0 && house.live.count > MaxClients) {
     return yield* new TooManyClients({ scope: "this pooler", limit: MaxClients })
   }
@@ -117,14 +118,21 @@ const logIn = Effect.fnUntraced(function* (
     transport.write(negotiateProtocolVersion(PROTOCOL_3_0, request.unknownProtocolOptions))
   }
   const identity = yield* house.authenticator.login(request.key, request.user, askPassword(reader, transport))
-  if (MaxClientsPerTenant > 0 && house.live.countOf(identity.placement.tenantKey) >= MaxClientsPerTenant) {
-    return yield* new TooManyClients({ scope: "this tenant", limit: MaxClientsPerTenant })
-  }
+  const full = tenantIsFull(house, identity)
+  if (full !== null) return yield* full
   const scope = yield* Effect.scope
-  const place = yield* house.pools.place(identity.placement)
+  const placeScope = yield* Scope.fork(scope)
+  const place = yield* Scope.provide(house.pools.place(identity.placement), placeScope)
   const parameters = yield* place.pool.greeting(place.tenant, request.settings)
-  return { request, identity, place, scope, parameters }
+  return { request, identity, place, placeScope, scope, parameters }
 })
+
+const tenantIsFull = (house: House, { placement }: Identity): TooManyClients | null => {
+  const { MaxClientsPerTenant: limit } = house.config.current().LimitSettings
+  return limit > 0 && house.live.countOf(placement.tenantKey) >= limit
+    ? new TooManyClients({ scope: "this tenant", limit })
+    : null
+}
 
 const askPassword = (
   reader: ByteReader,
@@ -151,9 +159,12 @@ const relay = (
   house: House,
   reader: ByteReader,
   transport: Transport,
-  { request, identity, place, scope, parameters }: LoggedInClient
+  { request, identity, place, placeScope, scope, parameters }: LoggedInClient
 ): Effect.Effect<void, SessionFault> =>
   Effect.callback<void, SessionFault>((resume) => {
+    // Again: others of its tenant may have come in while it waited for its greeting.
+    const full = tenantIsFull(house, identity)
+    if (full !== null) return resume(Effect.fail(full))
     const pump = new Relay({
       client: transport,
       pool: place.pool,
@@ -164,7 +175,7 @@ const relay = (
       counters: house.live.counters,
       onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
     })
-    const key = house.live.logIn(transport, new LiveSession(pump, identity, place, scope))
+    const key = house.live.logIn(transport, new LiveSession(pump, identity, place, placeScope, scope))
     house.live.countLogin("ok")
     transport.write(
       Buffer.concat([authenticationOk, parameters, backendKeyData(key.processId, key.secretKey), readyForQueryIdle])

@@ -8,6 +8,7 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -119,12 +120,18 @@ const followTenant = Effect.fnUntraced(
 
 const move = Effect.fnUntraced(function* (house: House, session: LiveSession, row: AuthRow) {
   const placement = yield* house.authenticator.locate(row)
-  const place = yield* Scope.provide(house.pools.place(placement), session.scope)
+  const placeScope = yield* Scope.fork(session.scope)
+  const place = yield* Scope.provide(house.pools.place(placement), placeScope)
   const old = session.place
+  const oldScope = session.placeScope
   if (old.pool !== place.pool) old.pool.retire(old.tenant.group)
   session.identity = { row, placement }
   session.place = place
-  session.relay.moveTo(place.pool, place.tenant)
+  session.placeScope = placeScope
+  // The old place is given back once nothing is leased there any more; the session's end gives back both.
+  yield* Effect.callback<void>((resume) =>
+    session.relay.moveTo(place.pool, place.tenant, () => resume(Effect.void))
+  ).pipe(Effect.andThen(Scope.close(oldScope, Exit.void)), Effect.forkIn(session.scope, { startImmediately: true }))
 })
 
 const loginDiffers = (before: AuthRow, after: AuthRow): boolean =>

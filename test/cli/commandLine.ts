@@ -78,7 +78,7 @@ const die = (error: unknown): never => {
   throw error
 }
 
-/** Keys in the order of typing; each prompt goes on where the last one stopped. */
+/** All that is typed is there from the start, as when it is pasted. */
 const keyboard = (typed: string): Terminal.Terminal => {
   const keys = Array.from(typed.matchAll(/<([a-z-]+)>|./gsu), ([text, named]): Terminal.UserInput => {
     const name = named?.replace("ctrl-", "") ?? text
@@ -89,12 +89,7 @@ const keyboard = (typed: string): Terminal.Terminal => {
   })
   const readInput = Effect.gen(function* () {
     const queue = yield* Queue.make<Terminal.UserInput, Cause.Done>()
-    while (keys.length > 0) {
-      const [key] = keys.splice(0, 1)
-      if (key === undefined) break
-      Queue.offerUnsafe(queue, key)
-      if (key.key.name === "return") return queue
-    }
+    Queue.offerAllUnsafe(queue, keys.splice(0))
     Queue.endUnsafe(queue)
     return queue
   })

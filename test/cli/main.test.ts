@@ -51,11 +51,12 @@ const start = (...argv: ReadonlyArray<string>): Effect.Effect<Process, never, Sc
 
 const hasEnded = (child: ChildProcess) => child.exitCode !== null || child.signalCode !== null
 
-const runToEnd = Effect.fnUntraced(function* (...argv: ReadonlyArray<string>) {
-  const child = yield* start(...argv)
-  const exitCode = yield* child.exitCode
-  return { exitCode, stdout: child.stdout(), stderr: child.stderr() }
-}, Effect.scoped)
+const runToEnd = (...argv: ReadonlyArray<string>) =>
+  Effect.scoped(
+    Effect.flatMap(start(...argv), (child) =>
+      Effect.map(child.exitCode, (exitCode) => ({ exitCode, stdout: child.stdout(), stderr: child.stderr() }))
+    )
+  )
 
 const directory = Effect.acquireRelease(
   Effect.promise(() => mkdtemp(path.join(tmpdir(), "perseus-main-"))),
@@ -113,7 +114,7 @@ const connect = (stage: TestPerseus, port: number, schema: string) =>
       const { user, password, options } = stage.tenant(schema)
       const client = new Client({ host: "127.0.0.1", port, user, password, database: stage.sourceDb, options })
       const ended: Promise<string> = new Promise((resolve) =>
-        client.once("error", (error: Error & { readonly code?: string }) => resolve(error.code ?? error.message))
+        client.on("error", (error: Error & { readonly code?: string }) => resolve(error.code ?? error.message))
       )
       await client.connect()
       return { client, ended }

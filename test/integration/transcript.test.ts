@@ -236,10 +236,10 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
   ],
   [
     "a batch that begins with Describe",
-    [[[describeStatement(""), sync]], [[describePortal(""), parse("", "SELECT 1"), sync]]]
+    [[[query("SELECT 1")]], [[describeStatement(""), sync]], [[describePortal(""), parse("", "SELECT 1"), sync]]]
   ],
   ["a batch that begins with Execute", [[[execute(), parse("", "SELECT 1"), sync]]]],
-  ["a batch that begins with Bind", [[[bind("", ""), sync]]]],
+  ["a batch that begins with Bind", [[[query("SELECT 1")]], [[bind("", ""), sync]]]],
   ["a Query within a batch", [[[parse("", "SELECT 1"), bind("", ""), query("SELECT 2")]], [[sync]]]],
   ["a Query behind an error in a batch", [[[parse("", "SELEC"), query("SELECT 2"), sync]]]],
   [
@@ -260,8 +260,11 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
     ]
   ],
   [
-    "SET that is reported",
-    [[[query("SET application_name = 'me'; SET TimeZone = 'Asia/Tokyo'")]], [[query("RESET ALL")]]]
+    "SET and RESET that are reported",
+    [
+      [[query("BEGIN; SET application_name = 'me'; SET TimeZone = 'Asia/Tokyo'")]],
+      [[query("RESET application_name; RESET TimeZone; COMMIT")]]
+    ]
   ],
   [
     "a malformed Bind",
@@ -281,7 +284,7 @@ const shape = (answers: ReadonlyArray<Message>): ReadonlyArray<string> =>
     if (answer.type === "E" || answer.type === "N") {
       const { S, V, C, M, P, p, q, D, H } = fieldsOf(answer)
       // The statements of a client have other names on the server.
-      return `${answer.type} ${JSON.stringify({ S, V, C, M: M?.replace(/perseus_[0-9a-f]+_\d+/, "*"), P, p, q, D, H })}`
+      return `${answer.type} ${JSON.stringify({ S, V, C, M: M?.replace(/(?<=prepared statement ")[^"]+/, "*"), P, p, q, D, H })}`
     }
     // Table oids differ from schema to schema.
     const body = answer.type === "T" ? withoutOids(answer.body) : answer.body.toString("latin1")

@@ -345,7 +345,7 @@ export const startPerseus = Effect.fnUntraced(function* (
     reload: (next) =>
       Effect.suspend(() => {
         overrides = next
-        return Context.get(services, LiveConfig).reload
+        return Effect.provide(Context.get(services, LiveConfig).reload, services)
       }),
     stop: Scope.close(scope, Exit.void),
     log

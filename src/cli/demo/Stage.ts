@@ -6,17 +6,18 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { randomBytes } from "node:crypto"
 import { readFile } from "node:fs/promises"
-import { createServer } from "node:net"
 import * as path from "node:path"
 import { decode } from "../../config/Decode.ts"
 import { LiveConfig } from "../../config/LiveConfig.ts"
 import type { PerseusConfig } from "../../config/PerseusConfig.ts"
+import type { AuthTableInvalid, ConfigInvalid, ListenFailed } from "../../errors.ts"
 import type { ListenAddress } from "../../net/Address.ts"
 import { Perseus } from "../../Perseus.ts"
 import { encrypt } from "../../tenant/KmsDecrypt.ts"
@@ -83,8 +84,7 @@ export const build = Effect.fnUntraced(
     }
     yield* tell("perseus_auth has a row for each of them")
 
-    const config = yield* configOf(postgres, kms)
-    const perseus = Context.get(yield* Layer.build(Layer.provide(Perseus.layer, LiveConfig.layerOf(config))), Perseus)
+    const perseus = yield* startPerseus(postgres, kms, { ListenAddress: 5433, MetricsAddress: 9090 })
     yield* tell(`Perseus listens on ${perseus.address.host}:${perseus.address.port}`)
     const backends = Effect.map(direct.query(countBackends, [ROLE]), (rows) => Number(rows[0]?.count))
     return { perseus, direct, backends } satisfies Stage
@@ -115,14 +115,40 @@ const createTenant = Effect.fnUntraced(function* (direct: Connection, tenant: st
   yield* direct.query(`INSERT INTO ${tenant}.item SELECT $1, unnest($2::text[])`, [tenant, items])
 })
 
+/** By the configuration key that names it. */
+type Ports = Readonly<Record<ListenFailed["key"], number>>
+
+/** On these ports, or where one is taken on a free one. */
+const startPerseus = (
+  postgres: EmbeddedPostgres.RunningPostgres,
+  kms: LocalKms.LocalKms,
+  ports: Ports
+): Effect.Effect<Perseus["Service"], StartFailure, Scope.Scope> =>
+  Effect.gen(function* () {
+    const config = yield* configOf(postgres, kms, ports)
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const services = yield* Layer.buildWithScope(Layer.provide(Perseus.layer, LiveConfig.layerOf(config)), scope).pipe(
+      // What the attempt had opened must not be in the next one's way.
+      Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+    )
+    return Context.get(services, Perseus)
+  }).pipe(
+    Effect.catchTag("ListenFailed", (failure) =>
+      ports[failure.key] === 0 ? Effect.fail(failure) : startPerseus(postgres, kms, { ...ports, [failure.key]: 0 })
+    )
+  )
+
+type StartFailure = DemoFailed | ListenFailed | AuthTableInvalid | ConfigInvalid
+
 const configOf = Effect.fnUntraced(function* (
   postgres: EmbeddedPostgres.RunningPostgres,
-  kms: LocalKms.LocalKms
-): Effect.fn.Return<PerseusConfig, DemoFailed, Scope.Scope> {
+  kms: LocalKms.LocalKms,
+  ports: Ports
+): Effect.fn.Return<PerseusConfig, DemoFailed> {
   const password = Redacted.value(postgres.password)
   const config = decode({
-    ListenAddress: `127.0.0.1:${yield* portIfFree(5433)}`,
-    MetricsAddress: `127.0.0.1:${yield* portIfFree(9090)}`,
+    ListenAddress: `127.0.0.1:${ports.ListenAddress}`,
+    MetricsAddress: `127.0.0.1:${ports.MetricsAddress}`,
     AuthDBSettings: {
       AuthDBDSN: `postgres://${postgres.user}:${password}@${postgres.host}:${postgres.port}/postgres?sslmode=disable`,
       AuthQueryTimeoutSecs: 5
@@ -147,14 +173,6 @@ const configOf = Effect.fnUntraced(function* (
   if (Result.isFailure(config)) return yield* new DemoFailed({ message: config.failure.join("; ") })
   return config.success
 })
-
-/** 0, which lets the system choose, where something listens there already. */
-const portIfFree = (port: number): Effect.Effect<number> =>
-  Effect.callback((resume) => {
-    const server = createServer()
-    server.on("error", () => resume(Effect.succeed(0)))
-    server.listen(port, "127.0.0.1", () => server.close(() => resume(Effect.succeed(port))))
-  })
 
 /** As a URL has it. */
 export const hostPort = ({ host = "127.0.0.1", port }: ListenAddress): string => `${host}:${port}`

@@ -69,6 +69,7 @@ describe("genhash", () => {
     ["Ctrl-C", { typed: "sec<ctrl-c>" }, 130, /^perseus: cancelled$/m],
     ["a pipe without a line", { stdin: "" }, 1, /line 1 of standard input is empty or missing/],
     ["an empty line in the pipe", { stdin: "\nsecret\n" }, 1, /line 1 of standard input is empty or missing/],
+    ["a line too long to be a password", { stdin: "x".repeat(70_000) }, 1, /a line of more than 65536 bytes/],
     ["bytes that are not UTF-8", { stdin: [Uint8Array.of(0x73, 0xff, 0x0a)] }, 1, /standard input is not UTF-8/]
   ]
   for (const [what, surroundings, exitCode, message] of refusals) {

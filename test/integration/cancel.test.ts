@@ -1,0 +1,162 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { eventually, startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
+import {
+  bind,
+  cancelRequest,
+  execute,
+  parse,
+  query,
+  rowsOf,
+  sqlStatesOf,
+  sync,
+  typesOf,
+  type CancelKey
+} from "../support/rawClient.ts"
+
+const one = { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } }
+
+/** As libpq does it: a connection of its own, closed by the other side without a word. */
+const cancel = (perseus: TestPerseus, key: CancelKey) =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const client = yield* perseus.raw
+      client.send(cancelRequest(key))
+      assert.deepStrictEqual(yield* client.closed(), [])
+    })
+  )
+
+const runs = (perseus: TestPerseus, what: string) =>
+  eventually(perseus.backends, (backends) =>
+    backends.some(({ query, state }) => state === "active" && query.includes(what))
+  )
+
+describe("a cancel request", () => {
+  it.live("ends the query that its session runs, and the session goes on", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: one })
+      const client = yield* perseus.login("red")
+      client.send(query("SELECT pg_sleep(600)"))
+      yield* runs(perseus, "pg_sleep")
+      yield* cancel(perseus, client.key)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["57014"])
+      assert.deepStrictEqual(rowsOf(yield* client.query("SELECT 1")), ["1"])
+      const extended = Buffer.concat([parse("", "SELECT pg_sleep(601)"), bind("", ""), execute(), sync])
+      client.send(extended)
+      yield* runs(perseus, "pg_sleep(601)")
+      yield* cancel(perseus, client.key)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["57014"])
+      assert.strictEqual((yield* whole(perseus)).statistics.opened, 1)
+    })
+  )
+
+  it.live("answers a query that waits at once, and it is never sent", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: one })
+      const holder = yield* perseus.login("red")
+      const waiter = yield* perseus.login("red")
+      yield* holder.query("CREATE TABLE t (id int)")
+      yield* holder.query("BEGIN")
+      waiter.send(query("INSERT INTO t VALUES (1)"))
+      yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
+      yield* cancel(perseus, waiter.key)
+      const answers = yield* waiter.ready()
+      assert.strictEqual(typesOf(answers), "EZ")
+      assert.deepStrictEqual(sqlStatesOf(answers), ["57014"])
+      waiter.send(parse("", "INSERT INTO t VALUES (2)"), bind("", ""), execute(), sync)
+      yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
+      yield* cancel(perseus, waiter.key)
+      assert.strictEqual(typesOf(yield* waiter.ready()), "EZ")
+      yield* holder.query("COMMIT")
+      assert.deepStrictEqual(rowsOf(yield* waiter.query("SELECT count(*) FROM t")), ["0"])
+      assert.strictEqual((yield* whole(perseus)).statistics.cancelsForwarded, 0)
+    })
+  )
+
+  it.live("with a wrong key has no effect and no answer", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } })
+      const client = yield* perseus.login("red")
+      client.send(query("SELECT pg_sleep(1), 'done'"))
+      yield* runs(perseus, "pg_sleep")
+      const { processId, secretKey } = client.key
+      const wrong = Buffer.from(secretKey.map((byte, index) => (index === 3 ? byte ^ 1 : byte)))
+      yield* cancel(perseus, { processId, secretKey: wrong })
+      yield* cancel(perseus, { processId: processId + 1, secretKey })
+      yield* cancel(perseus, { processId: 0, secretKey: Buffer.alloc(4) })
+      yield* cancel(perseus, { processId, secretKey: Buffer.alloc(256) })
+      yield* cancel(perseus, { processId, secretKey: Buffer.concat([secretKey, Buffer.of(0)]) })
+      const backend = (yield* perseus.backends).find(({ query }) => query.includes("pg_sleep"))!
+      yield* cancel(perseus, { processId: backend.pid, secretKey })
+      assert.deepStrictEqual(rowsOf(yield* client.ready()), ["|done"])
+      assert.strictEqual(perseus.pool().statistics.cancelsForwarded, 0)
+      assert.isAtLeast(perseus.service.live.cancelsWithoutEffect, 6)
+    })
+  )
+
+  it.live("with the key of a session that is over has no effect on the connection's next", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: one })
+      const key = yield* Effect.scoped(Effect.map(perseus.login("red"), (client) => client.key))
+      const next = yield* perseus.login("red")
+      next.send(query("SELECT pg_sleep(0.5), 'done'"))
+      yield* runs(perseus, "pg_sleep")
+      yield* eventually(
+        Effect.andThen(
+          cancel(perseus, key),
+          Effect.sync(() => perseus.service.live.cancelsWithoutEffect)
+        ),
+        (count) => count > 0
+      )
+      assert.deepStrictEqual(rowsOf(yield* next.ready()), ["|done"])
+    })
+  )
+
+  it.live(
+    "at any moment hits its own session's query or nothing, a thousand times",
+    () =>
+      Effect.gen(function* () {
+        const perseus = yield* startPerseus({
+          tenants: ["red", "green"],
+          config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } }
+        })
+        // The bystanders share the connections with those that are cancelled. They must never see a 57014.
+        const victims = { left: 8 }
+        const bystander = Effect.fnUntraced(function* (schema: string) {
+          const client = yield* perseus.login(schema)
+          let queries = 0
+          while (victims.left > 0) {
+            const answers = yield* client.query("SELECT pg_sleep(0.001), current_schema()")
+            assert.deepStrictEqual(sqlStatesOf(answers), [])
+            assert.deepStrictEqual(rowsOf(answers), [`|${schema}`])
+            queries++
+          }
+          return queries
+        })
+        const victim = Effect.fnUntraced(function* (schema: string, index: number) {
+          const client = yield* perseus.login(schema)
+          for (let round = 0; round < 125; round++) {
+            client.send(query(`SELECT pg_sleep(0.00${(round + index) % 4}), ${round}`))
+            // From before the query can have arrived to after it can have ended.
+            for (let turns = (round * 7) % 40; turns > 0; turns--) yield* Effect.yieldNow
+            yield* cancel(perseus, client.key)
+            const answers = yield* client.ready()
+            const states = sqlStatesOf(answers)
+            if (states.length > 0) assert.deepStrictEqual(states, ["57014"])
+            else assert.deepStrictEqual(rowsOf(answers), [`|${round}`])
+          }
+        })
+        const bystanders = Effect.all([bystander("red"), bystander("green")], { concurrency: "unbounded" })
+        const cancelled = Effect.forEach(
+          Array.from({ length: victims.left }, (_, index) => index),
+          (index) =>
+            victim(index % 2 === 0 ? "red" : "green", index).pipe(Effect.ensuring(Effect.sync(() => victims.left--))),
+          { concurrency: "unbounded", discard: true }
+        )
+        const [queries] = yield* Effect.all([bystanders, cancelled], { concurrency: "unbounded" })
+        for (const count of queries) assert.isAbove(count, 10)
+        assert.isAtMost((yield* whole(perseus)).open, 2)
+      }),
+    60_000
+  )
+})

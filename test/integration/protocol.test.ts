@@ -1,0 +1,416 @@
+import { assert, describe, it, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { eventually, SharedPerseus, startPerseus, whole } from "../support/perseus.ts"
+import {
+  bind,
+  closeStatement,
+  copyData,
+  copyDone,
+  copyFail,
+  describePortal,
+  describeStatement,
+  execute,
+  fieldsOf,
+  flush,
+  functionCall,
+  gssEncRequest,
+  int32,
+  message,
+  parse,
+  password,
+  query,
+  rowsOf,
+  sqlStatesOf,
+  sslRequest,
+  startup,
+  sync,
+  terminate,
+  text,
+  typesOf
+} from "../support/rawClient.ts"
+
+const MB = 1024 * 1024
+
+layer(SharedPerseus.with({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 3, MaxIdle: 3 } } }), {
+  excludeTestServices: true
+})("a connection's beginning", (it) => {
+  it.effect("may ask for GSS and for TLS, is told N, and goes on without", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const client = yield* perseus.raw
+      client.sendForByte(gssEncRequest)
+      assert.strictEqual(typesOf(yield* client.next()), "N")
+      client.sendForByte(sslRequest)
+      assert.strictEqual(typesOf(yield* client.next()), "N")
+      yield* client.logIn(perseus.tenant("red").startup, "sesame")
+      assert.deepStrictEqual(rowsOf(yield* client.query("SELECT 1")), ["1"])
+    })
+  )
+
+  it.effect("with data in one segment behind a request for encryption is refused, and the data never read", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      for (const request of [sslRequest, gssEncRequest]) {
+        const client = yield* perseus.raw
+        client.send(request, startup(perseus.tenant("red").startup))
+        const answers = yield* client.closed()
+        assert.deepStrictEqual(sqlStatesOf(answers), ["08P01"])
+      }
+    })
+  )
+
+  it.effect("that asks for encryption twice is refused", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const client = yield* perseus.raw
+      client.sendForByte(sslRequest)
+      yield* client.next()
+      client.send(sslRequest)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.closed()), ["08P01"])
+    })
+  )
+
+  it.effect("in protocol 3.2 is told that it gets 3.0, and which options are unknown", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const client = yield* perseus.raw
+      const parameters = { ...perseus.tenant("red").startup, "_pq_.one": "1", "_pq_.two": "x" }
+      const answers = yield* client.logInWith(startup(parameters, 0x00030002), "sesame")
+      assert.strictEqual(answers[0]?.type, "v")
+      const expected = Buffer.concat([int32(0x00030000), int32(2), text("_pq_.one"), text("_pq_.two")])
+      assert.deepStrictEqual(answers[0]?.body, expected)
+      assert.strictEqual(answers.at(-1)?.type, "Z")
+      assert.strictEqual(client.key.secretKey.length, 4)
+    })
+  )
+
+  it.effect("gets AuthenticationOk, the destination's ParameterStatus, one BackendKeyData and ReadyForQuery", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const client = yield* perseus.raw
+      const answers = yield* client.logIn({ ...perseus.tenant("red").startup, TimeZone: "Asia/Tokyo" }, "sesame")
+      assert.match(typesOf(answers), /^RRS{10,}KZ$/)
+      const status = Object.fromEntries(
+        answers.filter(({ type }) => type === "S").map(({ body }) => body.toString().split("\0").slice(0, 2))
+      )
+      const [{ server_version } = { server_version: "" }] = yield* perseus.destination.query("SHOW server_version")
+      assert.strictEqual(status["server_version"], server_version)
+      assert.strictEqual(status["TimeZone"], "Asia/Tokyo")
+      assert.strictEqual(status["client_encoding"], "UTF8")
+      assert.strictEqual(status["standard_conforming_strings"], "on")
+    })
+  )
+
+  for (const [what, bytes] of [
+    ["an HTTP request", Buffer.from("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")],
+    ["noise", Buffer.from("deadbeefcafe0123456789abcdef00ff", "hex")],
+    ["zeros", Buffer.alloc(64)],
+    ["a TLS ClientHello without an SSLRequest", Buffer.from("16030100c8010000c40303", "hex")],
+    ["a startup packet of 2 GB", Buffer.concat([int32(0x7fffffff), int32(0x00030000)])],
+    ["protocol 2.0", Buffer.concat([int32(9), int32(0x00020000), Buffer.of(0)])],
+    ["a startup packet without its terminator", Buffer.concat([int32(13), int32(0x00030000), Buffer.from("user\0")])]
+  ] as const) {
+    it.effect(`that is ${what} is answered with 08P01 and closed`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const client = yield* perseus.raw
+        client.send(bytes)
+        const answers = yield* client.closed()
+        assert.strictEqual(typesOf(answers), "E")
+        assert.strictEqual(fieldsOf(answers[0]!)["S"], "FATAL")
+        assert.deepStrictEqual(sqlStatesOf(answers), ["08P01"])
+      })
+    )
+  }
+
+  for (const type of "BCDEFHPQSXcdf") {
+    it.effect(`with a message '${type}' in place of the password is answered with 08P01 and closed`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const client = yield* perseus.raw
+        client.send(startup(perseus.tenant("red").startup))
+        yield* client.next()
+        client.send(message(type, text("sesame")))
+        assert.deepStrictEqual(sqlStatesOf(yield* client.closed()), ["08P01"])
+      })
+    )
+  }
+
+  it.effect("with a password message of length 0 to 3, or of 2 GB, is answered with 08P01 and closed", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      for (const length of [0, 3, 0x7fffffff, 0xffffffff]) {
+        const client = yield* perseus.raw
+        client.send(startup(perseus.tenant("red").startup))
+        yield* client.next()
+        client.send(Buffer.from("p"), int32(length))
+        assert.deepStrictEqual(sqlStatesOf(yield* client.closed()), ["08P01"])
+      }
+    })
+  )
+
+  it.effect("may have its first query in the same segment as the password", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const client = yield* perseus.raw
+      client.send(startup(perseus.tenant("red").startup), password("sesame"), query("SELECT 'early'"))
+      assert.deepStrictEqual(rowsOf(yield* client.ready(2)), ["early"])
+    })
+  )
+})
+
+layer(SharedPerseus.with({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } }), {
+  excludeTestServices: true
+})("a logged-in client", (it) => {
+  for (const [what, bytes] of [
+    ["a message type that does not exist", message("z")],
+    ["a second password", password("sesame")],
+    ["a backend's message", message("Z", Buffer.from("I"))],
+    ["a length of 3", Buffer.concat([Buffer.from("Q"), int32(3)])],
+    ["a length of 0", Buffer.concat([Buffer.from("P"), int32(0)])],
+    ["a negative length", Buffer.concat([Buffer.from("Q"), int32(0xffffffff)])],
+    ["a Sync of 1 MB", Buffer.concat([Buffer.from("S"), int32(MB)])],
+    ["a Query of 1 GB", Buffer.concat([Buffer.from("Q"), int32(0x40000000)])]
+  ] as const) {
+    it.effect(`that sends ${what} is answered with 08P01 and closed, and the pool is whole`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const idle = yield* perseus.login("red")
+        idle.send(bytes)
+        assert.deepStrictEqual(sqlStatesOf(yield* idle.closed()), ["08P01"])
+        const leased = yield* perseus.login("red")
+        yield* leased.query("BEGIN")
+        leased.send(bytes)
+        assert.deepStrictEqual(sqlStatesOf(yield* leased.closed()), ["08P01"])
+        yield* whole(perseus)
+        assert.deepStrictEqual(yield* perseus.query("red", "SELECT 1 AS one"), [{ one: 1 }])
+      })
+    )
+  }
+
+  const firsts: ReadonlyArray<readonly [name: string, bytes: Buffer, end: Buffer]> = [
+    ["Query", query("SELECT 1"), Buffer.alloc(0)],
+    ["FunctionCall", functionCall(177, "1", "2"), Buffer.alloc(0)],
+    ["Parse", parse("", "SELECT 1"), sync],
+    ["Bind", bind("", ""), sync],
+    ["Describe of a statement", describeStatement("none"), sync],
+    ["Describe of a portal", describePortal("none"), sync],
+    ["Execute", execute("none"), sync],
+    ["Close", closeStatement("none"), sync],
+    ["Flush", flush, sync],
+    ["Sync", sync, Buffer.alloc(0)],
+    ["CopyData", copyData("x"), sync],
+    ["CopyDone", copyDone, sync],
+    ["CopyFail", copyFail("x"), sync]
+  ]
+
+  it.effect("may begin with any message, and is ready behind it", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      for (const [name, bytes, end] of firsts) {
+        const client = yield* perseus.login("red")
+        client.send(bytes, end)
+        assert.strictEqual((yield* client.ready()).at(-1)?.body.toString(), "I", name)
+        assert.deepStrictEqual(rowsOf(yield* client.query("SELECT 1")), ["1"], name)
+        assert.deepStrictEqual(client.received, [], name)
+        client.send(terminate)
+        yield* client.closed()
+      }
+      yield* whole(perseus)
+    })
+  )
+
+  it.effect("may say in a message of its own what closes nothing: Sync, Flush and Close take no connection", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const holder = yield* perseus.login("red")
+      const client = yield* perseus.login("red")
+      yield* holder.query("BEGIN")
+      assert.strictEqual(typesOf(yield* client.exchange(Buffer.concat([flush, closeStatement("x"), sync]))), "3Z")
+      yield* holder.query("COMMIT")
+    })
+  )
+
+  it.effect("with a malformed Close is told so, with or without a connection of its own", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      for (const malformed of [message("C"), message("C", Buffer.from("S")), message("C", Buffer.from("Sname"))]) {
+        const client = yield* perseus.login("red")
+        client.send(malformed, sync)
+        const [first] = yield* client.next()
+        assert.strictEqual(first?.type, "E", malformed.toString("latin1"))
+        assert.deepStrictEqual(sqlStatesOf(first === undefined ? [] : [first]), ["08P01"])
+      }
+    })
+  )
+})
+
+describe("a client's prepared statements", () => {
+  it.live("follow it from connection to connection, while others hold the ones it was on", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 4, MaxIdle: 4 } } })
+      const client = yield* perseus.login("red")
+      const other = yield* perseus.login("red")
+      yield* client.exchange(Buffer.concat([parse("mine", "SELECT $1::int, pg_backend_pid()"), sync]))
+      yield* other.exchange(Buffer.concat([parse("mine", "SELECT 'another''s', $1::text"), sync]))
+      const use = Buffer.concat([bind("", "mine", "7"), execute(), sync])
+      const pids = new Set<string>()
+      for (let turn = 0; turn < 4; turn++) {
+        const answers = yield* client.exchange(use)
+        const [row = ""] = rowsOf(answers)
+        assert.strictEqual(typesOf(answers), "2DCZ")
+        assert.match(row, /^7\|/)
+        pids.add(row)
+        assert.deepStrictEqual(rowsOf(yield* other.exchange(use)), ["another's|7"])
+        // Holds the connection that both were on.
+        if (turn < 3) yield* (yield* perseus.login("red")).query("BEGIN")
+      }
+      assert.strictEqual(pids.size, 4)
+    })
+  )
+
+  it.live("without a name are its own too: another client's is never found in its place", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const one = yield* perseus.login("red")
+      const two = yield* perseus.login("red")
+      yield* one.exchange(Buffer.concat([parse("", "SELECT 'one'"), describeStatement(""), sync]))
+      yield* two.exchange(Buffer.concat([parse("", "SELECT 'two'"), describeStatement(""), sync]))
+      const use = Buffer.concat([bind("", ""), execute(), sync])
+      assert.deepStrictEqual(rowsOf(yield* one.exchange(use)), ["one"])
+      assert.deepStrictEqual(rowsOf(yield* two.exchange(use)), ["two"])
+    })
+  )
+
+  it.live("go on when the connection that they were on is killed", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const client = yield* perseus.login("red")
+      const use = Buffer.concat([bind("", "mine", "7"), execute(), sync])
+      yield* client.exchange(Buffer.concat([parse("mine", "SELECT $1::int"), sync]))
+      const [backend] = yield* perseus.backends
+      yield* perseus.destination.query("SELECT pg_terminate_backend($1)", [backend!.pid])
+      yield* eventually(Effect.sync(perseus.pool), ({ open }) => open === 0)
+      assert.deepStrictEqual(rowsOf(yield* client.exchange(use)), ["7"])
+    })
+  )
+
+  it.live("are closed on the server when there are too many, and come back when they are used", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      for (let batch = 0; batch < 5; batch++) {
+        const names = Array.from({ length: 100 }, (_, index) => batch * 100 + index)
+        const parses = names.map((name) => parse(`s${name}`, `SELECT ${name}`))
+        assert.strictEqual(typesOf(yield* client.exchange(Buffer.concat([...parses, sync]))), `${"1".repeat(100)}Z`)
+      }
+      const [count = ""] = rowsOf(yield* client.query("SELECT count(*) FROM pg_prepared_statements"))
+      assert.isAtMost(Number(count), 200)
+      for (const name of [0, 499, 250, 0]) {
+        const answers = yield* client.exchange(Buffer.concat([bind("", `s${name}`), execute(), sync]))
+        assert.strictEqual(typesOf(answers), "2DCZ")
+        assert.deepStrictEqual(rowsOf(answers), [String(name)])
+      }
+    })
+  )
+})
+
+describe("a setting that a client changed and was told of", () => {
+  it.live("holds in its next transaction, or it is told that it does not", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      for (const [name, value] of [
+        ["TimeZone", "Asia/Tokyo"],
+        ["client_encoding", "LATIN1"],
+        ["standard_conforming_strings", "off"]
+      ] as const) {
+        const client = yield* perseus.login("red")
+        const believed = new Map<string, string>()
+        const ask = (sql: string) =>
+          Effect.tap(client.query(sql), (answers) =>
+            Effect.sync(() => {
+              for (const { type, body } of answers) {
+                const [key = "", status = ""] = type === "S" ? body.toString().split("\0") : []
+                believed.set(key, status)
+              }
+            })
+          )
+        yield* ask(`SET ${name} = '${value}'`)
+        assert.strictEqual(believed.get(name), value)
+        const [holds] = rowsOf(yield* ask(`SHOW ${name}`))
+        assert.strictEqual(believed.get(name), holds, name)
+      }
+    })
+  )
+})
+
+describe("bulk", () => {
+  it.live("goes through in pieces: a Bind of 20 MB, a row of 20 MB, 8 MB of COPY both ways", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const client = yield* perseus.login("red")
+      const large = "x".repeat(20 * MB)
+      const sent = Buffer.concat([parse("", "SELECT length($1::text)"), bind("", "", large), execute(), sync])
+      assert.deepStrictEqual(rowsOf(yield* client.exchange(sent)), [String(large.length)])
+      const [row = ""] = rowsOf(yield* client.query(`SELECT repeat('y', ${20 * MB})`))
+      assert.strictEqual(row.length, 20 * MB)
+      yield* client.query("CREATE TABLE t (line text)")
+      client.send(query("COPY t FROM STDIN"))
+      yield* client.take(({ type }) => type === "G")
+      const lines = `${"z".repeat(1023)}\n`.repeat(128)
+      for (let chunk = 0; chunk < 64; chunk++) client.send(copyData(lines))
+      client.send(copyDone)
+      yield* client.ready()
+      const out = yield* client.query("COPY t TO STDOUT")
+      assert.strictEqual(
+        out.filter(({ type }) => type === "d").reduce((sum, { body }) => sum + body.length, 0),
+        8 * MB
+      )
+    })
+  )
+
+  it.live("that its client reads slowly stays on the server, and others are served meanwhile", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } })
+      const slow = yield* perseus.login("red")
+      const quick = yield* perseus.login("red")
+      const before = process.memoryUsage().rss
+      slow.pause()
+      slow.send(query("SELECT repeat('x', 65536) FROM generate_series(1, 1024)"))
+      yield* eventually(
+        perseus.destination.query(
+          "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND datname = current_database()"
+        ),
+        ([row]) => row?.["n"] === 1
+      )
+      for (let turn = 0; turn < 20; turn++) assert.deepStrictEqual(rowsOf(yield* quick.query("SELECT 1")), ["1"])
+      assert.isBelow(process.memoryUsage().rss - before, 40 * MB)
+      slow.resume()
+      const answers = yield* slow.ready()
+      assert.strictEqual(answers.filter(({ type }) => type === "D").length, 1024)
+      yield* whole(perseus)
+    })
+  )
+})
+
+describe("500 half-open connections", () => {
+  it.live("disturb nobody, whether they say nothing, a part of a startup packet, or all but the password", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const packet = startup(perseus.tenant("red").startup)
+      yield* Effect.forEach(
+        Array.from({ length: 500 }, (_, index) => index),
+        (index) =>
+          Effect.map(perseus.raw, (client) =>
+            client.send(packet.subarray(0, [0, 5, packet.length - 1, packet.length][index % 4]))
+          ),
+        { concurrency: 50, discard: true }
+      )
+      yield* eventually(
+        Effect.sync(() => perseus.service.live.states()),
+        ({ login }) => login === 500
+      )
+      assert.deepStrictEqual(yield* perseus.query("red", "SELECT 1 AS one"), [{ one: 1 }])
+    })
+  )
+})

@@ -1,0 +1,311 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
+import * as Net from "node:net"
+import { Network, type Listening } from "../../src/net/Network.ts"
+import { connect } from "../../src/net/SocketTransport.ts"
+import type { Transport } from "../../src/net/Transport.ts"
+
+const LOOPBACK = "127.0.0.1"
+
+/** What a handler heard, and a way to wait for it. */
+class Listener {
+  readonly closes: Array<string | null> = []
+  received = ""
+  length = 0
+  drains = 0
+  #look: () => void = () => {}
+
+  constructor(transport: Transport) {
+    transport.handler = {
+      onData: (chunk) => {
+        this.length += chunk.length
+        if (this.received.length < 1000) this.received += chunk.toString("latin1")
+        this.#look()
+      },
+      onDrain: () => {
+        this.drains++
+        this.#look()
+      },
+      onClose: (reason) => {
+        this.closes.push(reason)
+        this.#look()
+      }
+    }
+  }
+
+  until(condition: (listener: Listener) => boolean): Effect.Effect<void> {
+    return Effect.callback<void>((resume) => {
+      this.#look = () => {
+        if (condition(this)) resume(Effect.void)
+      }
+      this.#look()
+    })
+  }
+
+  get untilClosed(): Effect.Effect<void> {
+    return this.until(({ closes }) => closes.length > 0)
+  }
+}
+
+/** A plain socket of Node's, the other side of what is tested. */
+interface Peer {
+  readonly socket: Net.Socket
+  readonly untilClosed: Effect.Effect<void>
+  /** All that it has read until it was closed. */
+  readonly untilEnded: Effect.Effect<string>
+}
+
+const peerOf = (socket: Net.Socket): Peer => {
+  const closed = Deferred.makeUnsafe<void>()
+  const ended = Deferred.makeUnsafe<string>()
+  const chunks: Array<Buffer> = []
+  socket.on("error", () => {})
+  socket.on("data", (chunk: Buffer) => chunks.push(chunk))
+  socket.on("close", () => {
+    Deferred.doneUnsafe(ended, Effect.succeed(Buffer.concat(chunks).toString("latin1")))
+    Deferred.doneUnsafe(closed, Effect.void)
+  })
+  return { socket, untilClosed: Deferred.await(closed), untilEnded: Deferred.await(ended) }
+}
+
+const within = <A, E>(effect: Effect.Effect<A, E>) => Effect.timeout(effect, "10 seconds")
+
+/** A server of Node's, and connections to it. */
+const nodeServer: Effect.Effect<
+  { readonly port: number; readonly accepted: () => Effect.Effect<Peer> },
+  never,
+  Scope.Scope
+> = Effect.gen(function* () {
+  const peers: Array<Peer> = []
+  let look = () => {}
+  const server = Net.createServer((socket) => {
+    peers.push(peerOf(socket))
+    look()
+  })
+  yield* Effect.acquireRelease(
+    Effect.callback<void>((resume) => {
+      server.listen(0, LOOPBACK, () => resume(Effect.void))
+    }),
+    () =>
+      Effect.sync(() => {
+        for (const { socket } of peers) socket.destroy()
+        server.close()
+      })
+  )
+  const { port } = server.address() as Net.AddressInfo
+  const accepted = () =>
+    Effect.callback<Peer>((resume) => {
+      look = () => {
+        const peer = peers.shift()
+        if (peer !== undefined) resume(Effect.succeed(peer))
+      }
+      look()
+    })
+  return { port, accepted }
+})
+
+/** Both ends of one connection: ours by `connect`, theirs of Node's. */
+const dialled = Effect.gen(function* () {
+  const { port, accepted } = yield* nodeServer
+  const transport = yield* Effect.acquireRelease(connect({ host: LOOPBACK, port }), (it) =>
+    Effect.sync(() => it.destroy())
+  )
+  return { transport, heard: new Listener(transport), peer: yield* accepted() }
+})
+
+/** Both ends of one connection: ours by the service's listener, theirs of Node's. */
+const accepted = Effect.gen(function* () {
+  const network = yield* Network
+  const arrived = yield* Deferred.make<{ readonly transport: Transport; readonly heard: Listener }>()
+  const listening = yield* network.listen({ host: LOOPBACK, port: 0 }, (transport) => {
+    Deferred.doneUnsafe(arrived, Effect.succeed({ transport, heard: new Listener(transport) }))
+  })
+  const peer = peerOf(Net.connect({ host: LOOPBACK, port: listening.port }))
+  yield* Effect.addFinalizer(() => Effect.sync(() => peer.socket.destroy()))
+  const { transport, heard } = yield* Deferred.await(arrived)
+  yield* Effect.addFinalizer(() => Effect.sync(() => transport.destroy()))
+  return { transport, heard, peer }
+}).pipe(Effect.provide(Network.layer))
+
+for (const [kind, pair] of [
+  ["dialled", dialled],
+  ["accepted", accepted]
+] as const) {
+  describe(`a transport that was ${kind}`, () => {
+    it.live("carries bytes both ways, and knows that nobody can read along on loopback", () =>
+      Effect.gen(function* () {
+        const { heard, peer, transport } = yield* pair
+        assert.isTrue(transport.local)
+        assert.match(transport.remote, /^(::ffff:)?127\.0\.0\.1:\d+$/)
+        peer.socket.write("hello")
+        yield* within(heard.until(({ received }) => received === "hello"))
+        transport.write(Buffer.from("good"))
+        transport.end(Buffer.from("bye"))
+        assert.strictEqual(yield* within(peer.untilEnded), "goodbye")
+      })
+    )
+
+    it.live("tells once that the peer has gone, in good order or not, and nothing after it", () =>
+      Effect.gen(function* () {
+        const orderly = yield* pair
+        orderly.peer.socket.end("last words")
+        yield* within(orderly.heard.untilClosed)
+        assert.deepStrictEqual([orderly.heard.received, orderly.heard.closes], ["last words", [null]])
+        yield* within(orderly.peer.untilClosed)
+        assert.deepStrictEqual([orderly.heard.closes, orderly.transport.closed], [[null], true])
+
+        const reset = yield* pair
+        reset.peer.socket.resetAndDestroy()
+        yield* within(reset.heard.untilClosed)
+        assert.deepStrictEqual([reset.heard.closes, reset.transport.closed], [["ECONNRESET"], true])
+      })
+    )
+
+    it.live("takes writes and ends after the peer has gone without a word", () =>
+      Effect.gen(function* () {
+        const { heard, peer, transport } = yield* pair
+        peer.socket.resetAndDestroy()
+        yield* within(heard.untilClosed)
+        assert.isTrue(transport.write(Buffer.from("x")))
+        transport.end(Buffer.from("x"))
+        transport.pause()
+        transport.resume()
+        transport.destroy()
+        assert.lengthOf(heard.closes, 1)
+      })
+    )
+
+    it.live("does not hear of its own destruction, and the peer does", () =>
+      Effect.gen(function* () {
+        const { heard, peer, transport } = yield* pair
+        transport.destroy()
+        assert.isTrue(transport.closed)
+        yield* within(peer.untilClosed)
+        transport.destroy()
+        assert.deepStrictEqual(heard.closes, [])
+      })
+    )
+
+    it.live("hears nothing of what comes after its destruction, even in the same turn", () =>
+      Effect.gen(function* () {
+        const { peer, transport } = yield* pair
+        let chunks = 0
+        transport.handler = {
+          onData: () => {
+            chunks++
+            transport.destroy()
+          },
+          onDrain: () => {},
+          onClose: () => chunks++
+        }
+        peer.socket.write(Buffer.alloc(1024 * 1024))
+        yield* within(peer.untilClosed)
+        assert.strictEqual(chunks, 1)
+      })
+    )
+
+    it.live("says when the peer is slow and when there is room again, and loses nothing", () =>
+      Effect.gen(function* () {
+        const { heard, peer, transport } = yield* pair
+        peer.socket.pause()
+        let written = 0
+        while (transport.write(Buffer.alloc(256 * 1024))) written++
+        assert.strictEqual(heard.drains, 0)
+        peer.socket.resume()
+        yield* within(heard.until(({ drains }) => drains === 1))
+        transport.end()
+        assert.strictEqual((yield* within(peer.untilEnded)).length, (written + 1) * 256 * 1024)
+      })
+    )
+
+    it.live("stops the peer while it is paused, and hears all of it when it goes on", () =>
+      Effect.gen(function* () {
+        const { heard, peer, transport } = yield* pair
+        transport.pause()
+        const length = 32 * 1024 * 1024
+        const flushed = yield* Deferred.make<void>()
+        peer.socket.write(Buffer.alloc(length), () => Deferred.doneUnsafe(flushed, Effect.void))
+        // More than all buffers of the kernel hold: it cannot be written off before we read.
+        const before = heard.length
+        assert.isAtMost(before, 64 * 1024)
+        transport.resume()
+        yield* within(Deferred.await(flushed))
+        yield* within(heard.until((listener) => listener.length === length))
+      })
+    )
+  })
+}
+
+describe("connect", () => {
+  it.live("fails with the system's code where nobody listens, and where a name does not resolve", () =>
+    Effect.gen(function* () {
+      const { port } = yield* Effect.scoped(nodeServer)
+      assert.strictEqual(yield* within(Effect.flip(connect({ host: LOOPBACK, port }))), "ECONNREFUSED")
+      assert.match(yield* within(Effect.flip(connect({ host: "no.such.host.invalid", port: 1 }))), /^E[A-Z_]+$/)
+    })
+  )
+
+  it.live("closes by interruption what was half open", () =>
+    Effect.gen(function* () {
+      const { accepted, port } = yield* nodeServer
+      const dialling = yield* Effect.forkChild(connect({ host: LOOPBACK, port }), { startImmediately: true })
+      yield* Fiber.interrupt(dialling)
+      const transport = yield* connect({ host: LOOPBACK, port })
+      transport.end(Buffer.from("the next"))
+      // Whether the kernel had accepted the first one or not: it is closed without a word.
+      const said: Array<string> = []
+      while (said.at(-1) !== "the next") said.push(yield* within((yield* within(accepted())).untilEnded))
+      assert.isAtMost(said.filter((words) => words === "").length, 1)
+    })
+  )
+})
+
+const listenOn = (port: number): Effect.Effect<Listening, string, Network | Scope.Scope> =>
+  Network.use((network) => network.listen({ host: LOOPBACK, port }, (transport) => transport.end(Buffer.from("hi"))))
+
+const greeting = (port: number): Effect.Effect<string, string> =>
+  Effect.flatMap(connect({ host: LOOPBACK, port }), (transport) => {
+    const heard = new Listener(transport)
+    return Effect.map(heard.untilClosed, () => heard.received)
+  })
+
+describe("listen", () => {
+  it.live("takes a free port for 0, says which, and says in words that a port is taken", () =>
+    Effect.gen(function* () {
+      const { host, port } = yield* listenOn(0)
+      assert.strictEqual(host, LOOPBACK)
+      assert.strictEqual(yield* within(greeting(port)), "hi")
+      assert.strictEqual(yield* Effect.flip(listenOn(port)), "the port is already in use")
+    }).pipe(Effect.provide(Network.layer))
+  )
+
+  it.live("takes no new connection after stopAccepting, and leaves those that exist alone", () =>
+    Effect.gen(function* () {
+      const network = yield* Network
+      const arrived = yield* Deferred.make<Transport>()
+      const { port, stopAccepting } = yield* network.listen({ host: LOOPBACK, port: 0 }, (transport) => {
+        Deferred.doneUnsafe(arrived, Effect.succeed(transport))
+      })
+      const ours = yield* connect({ host: LOOPBACK, port })
+      const heard = new Listener(ours)
+      const theirs = yield* Deferred.await(arrived)
+      yield* stopAccepting
+      yield* stopAccepting
+      assert.strictEqual(yield* within(Effect.flip(connect({ host: LOOPBACK, port }))), "ECONNREFUSED")
+      theirs.end(Buffer.from("still here"))
+      yield* within(heard.untilClosed)
+      assert.strictEqual(heard.received, "still here")
+      ours.destroy()
+    }).pipe(Effect.provide(Network.layer))
+  )
+
+  it.live("gives the port back with its scope", () =>
+    Effect.gen(function* () {
+      const { port } = yield* Effect.scoped(listenOn(0))
+      assert.strictEqual((yield* Effect.scoped(listenOn(port))).port, port)
+    }).pipe(Effect.provide(Network.layer))
+  )
+})

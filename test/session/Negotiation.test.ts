@@ -1,0 +1,267 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import { ByteReader } from "../../src/net/ByteReader.ts"
+import { int32, untyped } from "../../src/protocol/Encoder.ts"
+import { cancelRequest, startupMessage } from "../../src/protocol/Frontend.ts"
+import { negotiate, type LoginRequest } from "../../src/session/Negotiation.ts"
+import { RecordedTransport } from "../support/RecordedTransport.ts"
+
+const sslRequest = untyped(int32(80877103))
+const gssEncRequest = untyped(int32(80877104))
+
+type Parameters = Readonly<Record<string, string>>
+
+const startup = (parameters: Parameters) => startupMessage(Object.entries(parameters))
+
+const who = { user: "app", database: "shop" }
+const login = startup({ ...who, schema_search_path: "tenant" })
+
+/** A client that waits for the answer to each of these before it sends the next. */
+const talk = (...said: ReadonlyArray<Buffer>) =>
+  Effect.gen(function* () {
+    const transport = new RecordedTransport()
+    const reader = new ByteReader(transport)
+    const negotiating = yield* Effect.forkChild(negotiate(reader, transport), { startImmediately: true })
+    for (const bytes of said) transport.say(bytes)
+    transport.leave()
+    return { negotiated: Fiber.join(negotiating), transport, reader }
+  })
+
+const outcome = (...said: ReadonlyArray<Buffer>) => Effect.flatMap(talk(...said), ({ negotiated }) => negotiated)
+
+const fault = (...said: ReadonlyArray<Buffer>) => Effect.flip(outcome(...said))
+
+const logIn = (parameters: Parameters) =>
+  Effect.map(outcome(startup(parameters)), (request): LoginRequest => {
+    assert.strictEqual(request._tag, "Login")
+    return request as LoginRequest
+  })
+
+const refused = (parameters: Parameters) =>
+  Effect.map(Effect.flip(logIn(parameters)), (failure) =>
+    failure._tag === "StartupParameterMissing" ? failure.parameter : failure._tag
+  )
+
+describe("a request for encryption", () => {
+  it.effect("is refused once for each kind, and the client goes on in clear", () =>
+    Effect.gen(function* () {
+      for (const [requests, answer] of [
+        [[], ""],
+        [[sslRequest], "N"],
+        [[gssEncRequest], "N"],
+        [[gssEncRequest, sslRequest], "NN"],
+        [[sslRequest, gssEncRequest], "NN"]
+      ] as const) {
+        const { negotiated, transport } = yield* talk(...requests, login)
+        assert.strictEqual((yield* negotiated)._tag, "Login")
+        assert.strictEqual(transport.written.toString(), answer)
+      }
+    })
+  )
+
+  it.effect("ends the session when it comes twice", () =>
+    Effect.gen(function* () {
+      for (const again of [
+        [sslRequest, sslRequest],
+        [gssEncRequest, sslRequest, gssEncRequest]
+      ]) {
+        assert.strictEqual((yield* fault(...again, login))._tag, "ProtocolViolation")
+      }
+    })
+  )
+
+  it.effect("ends the session when anything came in the same breath, and that is never read", () =>
+    Effect.gen(function* () {
+      for (const request of [sslRequest, gssEncRequest]) {
+        for (const behind of [login, Buffer.of(0), sslRequest]) {
+          const { negotiated, transport } = yield* talk(Buffer.concat([request, behind]))
+          assert.strictEqual((yield* Effect.flip(negotiated))._tag, "ProtocolViolation")
+          assert.strictEqual(transport.written.length, 0)
+        }
+      }
+    })
+  )
+})
+
+describe("a CancelRequest", () => {
+  it.effect("is handed on as it is, with or without a request for encryption before it", () =>
+    Effect.gen(function* () {
+      const key = Buffer.of(1, 2, 3, 4)
+      for (const before of [[], [sslRequest]]) {
+        assert.deepStrictEqual(yield* outcome(...before, cancelRequest(7, key)), {
+          _tag: "Cancel",
+          processId: 7,
+          secretKey: key
+        })
+      }
+    })
+  )
+})
+
+describe("a startup packet", () => {
+  it.effect("says who wants to go where, and with which settings", () =>
+    Effect.gen(function* () {
+      const request = yield* logIn({
+        ...who,
+        schema_search_path: "tenant",
+        application_name: "it's",
+        client_encoding: "UTF8",
+        TimeZone: "Europe/Berlin"
+      })
+      assert.deepStrictEqual([request.user, request.key], ["app", { sourceDb: "shop", sourceSchema: "tenant" }])
+      assert.deepStrictEqual(request.settings.list, [
+        ["application_name", "it's"],
+        ["timezone", "Europe/Berlin"],
+        ["client_encoding", "UTF8"]
+      ])
+      assert.isNull(request.unknownProtocolOptions)
+    })
+  )
+
+  it.effect("leaves what comes behind it to the next reader", () =>
+    Effect.gen(function* () {
+      const { negotiated, reader } = yield* talk(Buffer.concat([login, Buffer.from("password")]))
+      yield* negotiated
+      assert.strictEqual(reader.takeRest().toString(), "password")
+    })
+  )
+
+  it.effect("is read split at every byte, behind a request for encryption too", () =>
+    Effect.gen(function* () {
+      for (let at = 1; at < login.length; at++) {
+        const request = yield* outcome(sslRequest, login.subarray(0, at), login.subarray(at))
+        assert.strictEqual(request._tag, "Login", `split at ${at}`)
+      }
+    })
+  )
+
+  it.effect("must name a user, a database and a schema", () =>
+    Effect.gen(function* () {
+      const path = { schema_search_path: "tenant" }
+      for (const [parameters, missing] of [
+        [{ database: "shop", ...path }, "user"],
+        [{ user: "", database: "shop", ...path }, "user"],
+        [{ user: "app", ...path }, "database"],
+        [{ user: "app", database: "", ...path }, "database"],
+        [who, "schema_search_path"],
+        [{}, "user"]
+      ] as const) {
+        assert.strictEqual(yield* refused(parameters), missing)
+      }
+    })
+  )
+
+  it.effect("names its tenant by schema_search_path, and by search_path only where that is absent", () =>
+    Effect.gen(function* () {
+      for (const [parameters, schema] of [
+        [{ schema_search_path: "a" }, "a"],
+        [{ search_path: "b" }, "b"],
+        [{ search_path: "b", schema_search_path: "a" }, "a"],
+        [{ schema_search_path: "a", search_path: "b" }, "a"],
+        [{ options: "-c schema_search_path=a" }, "a"],
+        [{ options: "-c search_path=b" }, "b"],
+        [{ options: "-c schema_search_path=a", search_path: "b" }, "a"],
+        [{ options: "-c search_path=b", schema_search_path: "a" }, "a"],
+        [{ options: "-c search_path=b -c schema_search_path=a" }, "a"],
+        [{ options: "-c schema_search_path=x", schema_search_path: "a" }, "a"],
+        [{ options: "-c schema-search-path=a" }, "a"],
+        [{ SCHEMA_SEARCH_PATH: "a" }, "a"]
+      ] as const) {
+        const request = yield* logIn({ ...who, ...parameters })
+        assert.strictEqual(request.key.sourceSchema, schema, JSON.stringify(parameters))
+        assert.deepStrictEqual(request.settings.list, [], "a path is never applied as a setting")
+      }
+    })
+  )
+
+  it.effect("that names a schema which can be none is refused, even where a search_path would do", () =>
+    Effect.gen(function* () {
+      for (const schema of ["", "$user", "pg_catalog", "x".repeat(64), "ä".repeat(32)]) {
+        const parameters = { ...who, schema_search_path: schema, search_path: "tenant" }
+        assert.strictEqual(yield* refused(parameters), "SchemaNameRefused", schema)
+      }
+      const odd = 'a, "b"; DROP'
+      assert.strictEqual((yield* logIn({ ...who, schema_search_path: odd })).key.sourceSchema, odd)
+    })
+  )
+
+  it.effect("takes settings from options too, those of its own before those", () =>
+    Effect.gen(function* () {
+      const request = yield* logIn({
+        ...who,
+        schema_search_path: "tenant",
+        options: "-c DateStyle=ISO\\,\\ DMY --application-name=from_options -c statement_timeout=5",
+        application_name: "from_packet"
+      })
+      assert.deepStrictEqual(request.settings.list, [
+        ["application_name", "from_packet"],
+        ["datestyle", "ISO, DMY"],
+        ["statement_timeout", "5"]
+      ])
+    })
+  )
+
+  it.effect("with a switch in its options that is no setting is refused", () =>
+    Effect.gen(function* () {
+      for (const options of ["-e", "-c", "-d 5", "x"]) {
+        assert.strictEqual(yield* refused({ ...who, schema_search_path: "tenant", options }), "FeatureNotSupported")
+      }
+    })
+  )
+
+  it.effect("that asks for replication is refused, however it spells yes", () =>
+    Effect.gen(function* () {
+      const path = { ...who, schema_search_path: "tenant" }
+      for (const replication of ["database", "DATABASE", "true", "t", "on", "yes", "1", "maybe", " false", "fals\n"]) {
+        assert.strictEqual(yield* refused({ ...path, replication }), "FeatureNotSupported", replication)
+        const options = `-c replication=${replication.replaceAll(/\s/g, "\\$&")}`
+        assert.strictEqual(yield* refused({ ...path, options }), "FeatureNotSupported", options)
+      }
+      for (const replication of ["false", "f", "OFF", "no", "0"]) {
+        assert.deepStrictEqual((yield* logIn({ ...path, replication })).settings.list, [], replication)
+      }
+    })
+  )
+
+  it.effect("of a newer minor version, or with protocol options, is told what it gets", () =>
+    Effect.gen(function* () {
+      const newer = Buffer.from(login)
+      newer.writeUInt16BE(2, 6)
+      const request = yield* outcome(newer)
+      assert.deepStrictEqual(request._tag === "Login" && request.unknownProtocolOptions, [])
+      const parameters = { ...who, schema_search_path: "tenant", "_pq_.x": "1" }
+      const withOption = yield* logIn(parameters)
+      assert.deepStrictEqual([withOption.unknownProtocolOptions, withOption.settings.list], [["_pq_.x"], []])
+    })
+  )
+})
+
+describe("what is no startup packet", () => {
+  it.effect("is refused by its length before anything is kept for it", () =>
+    Effect.gen(function* () {
+      for (const length of [0, 4, 7, 10_001, 0x7fffffff]) {
+        const header = int32(length)
+        assert.strictEqual((yield* fault(header))._tag, "BadLength", `${length}`)
+      }
+      assert.strictEqual((yield* fault(Buffer.from("GET / HTTP/1.1\r\n\r\n")))._tag, "BadLength")
+      assert.strictEqual((yield* fault(Buffer.of(0xff, 0xff, 0xff, 0xff)))._tag, "BadLength")
+    })
+  )
+
+  it.effect("is refused by its version or its content as a violation", () =>
+    Effect.gen(function* () {
+      assert.strictEqual((yield* fault(untyped(int32(0x00020000), Buffer.of(0))))._tag, "ProtocolViolation")
+      assert.strictEqual((yield* fault(untyped(int32(0x00030000), Buffer.from("user"))))._tag, "ProtocolViolation")
+    })
+  )
+
+  it.effect("ends in nothing where the client goes before it is whole", () =>
+    Effect.gen(function* () {
+      for (let length = 0; length < login.length; length++) {
+        assert.deepStrictEqual(yield* fault(login.subarray(0, length)), { _tag: "PeerGone", reason: null })
+      }
+      assert.deepStrictEqual(yield* fault(sslRequest), { _tag: "PeerGone", reason: null })
+    })
+  )
+})

@@ -1,0 +1,468 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Redacted from "effect/Redacted"
+import { Credential } from "../../src/pool/Credential.ts"
+import type { Connection, PoolTenant } from "../../src/pool/PoolTenant.ts"
+import { clientSettings } from "../../src/pool/Reset.ts"
+import { ServerConnection } from "../../src/pool/ServerConnection.ts"
+import { cString, frame, int16 } from "../../src/protocol/Encoder.ts"
+import { Backend, FrameCollector, Frontend, HEADER_LENGTH, lengthAt } from "../../src/protocol/Frame.ts"
+import { describeStatement, closeStatement, parse } from "../../src/protocol/Frontend.ts"
+import { Expectations } from "../../src/session/Expectations.ts"
+import {
+  MAX_STATEMENT_BYTES_PER_CLIENT,
+  MAX_STATEMENTS_PER_CLIENT,
+  PreparedStatements,
+  type Rewritten
+} from "../../src/session/PreparedStatements.ts"
+import { RecordedTransport } from "../support/RecordedTransport.ts"
+import { seeded, type Chance } from "../support/random.ts"
+
+const credential = new Credential("app", Redacted.make("secret"))
+
+const connect = (settings: ReadonlyArray<readonly [string, string]> = []): Connection => {
+  const login = {
+    transport: new RecordedTransport(),
+    credential,
+    processId: 1,
+    secretKey: Buffer.alloc(4),
+    parameters: new Map<string, string>(),
+    rest: Buffer.alloc(0)
+  }
+  const connection = new ServerConnection<PoolTenant>(login, 0, () => {})
+  connection.settings = clientSettings(settings)
+  return connection
+}
+
+/** Query text and no parameter types, as a Parse has them behind its name. */
+const says = (sql: string) => Buffer.concat([cString(sql), int16(0)])
+const parseOf = (name: string, sql: string) => parse(name, says(sql))
+const bindOf = (name: string, portal = "", rest: Uint8Array = Buffer.alloc(6)) =>
+  frame(Frontend.bind, cString(portal), cString(name), rest)
+
+/** A server's part in it: what is prepared there, and one letter for each answer. */
+class Prepared {
+  readonly statements = new Map<string, string>()
+  #skipping = false
+
+  hear(bytes: Buffer): ReadonlyArray<number> {
+    const frames = new FrameCollector(1 << 20).push(bytes)
+    assert.isNotNull(frames)
+    return frames.flatMap(({ type, body }) => this.#answer(type, body))
+  }
+
+  #answer(type: number, body: Buffer): ReadonlyArray<number> {
+    if (type === Frontend.sync) {
+      this.#skipping = false
+      return [Backend.readyForQuery]
+    }
+    if (this.#skipping) return []
+    const strings = body.toString("latin1").split("\0")
+    const answer = this.#run(type, strings)
+    this.#skipping = answer === null
+    return [answer ?? Backend.errorResponse]
+  }
+
+  #run(type: number, [first = "", second = ""]: ReadonlyArray<string>): number | null {
+    switch (type) {
+      case Frontend.parse:
+        if ((first !== "" && this.statements.has(first)) || second.startsWith("wrong")) return null
+        this.statements.set(first, second)
+        return Backend.parseComplete
+      case Frontend.bind:
+        return this.statements.has(second) ? Backend.bindComplete : null
+      case Frontend.describe:
+        return this.statements.has(first.slice(1)) ? Backend.noData : null
+      default:
+        this.statements.delete(first.slice(1))
+        return Backend.closeComplete
+    }
+  }
+}
+
+/** One client at one server connection, as the relay brings them together. */
+class Lease {
+  readonly connection: Connection
+  readonly server: Prepared
+  readonly statements: PreparedStatements
+  readonly expectations = new Expectations()
+  /** What went to the client. */
+  readonly toClient: Array<number> = []
+  #due: Array<number> = []
+
+  constructor(statements: PreparedStatements, connection = connect(), server = new Prepared()) {
+    this.statements = statements
+    this.connection = connection
+    this.server = server
+  }
+
+  /** Every name that stands in what was written. */
+  write(rewritten: Rewritten): Buffer {
+    const bytes = Buffer.concat(rewritten)
+    this.#due.push(...this.server.hear(bytes))
+    this.#giveMadeUp()
+    return bytes
+  }
+
+  parse(name: string, sql: string): Buffer {
+    return this.write(this.statements.parse(parseOf(name, sql), this.connection, this.expectations))
+  }
+
+  bind(name: string, portal = ""): Buffer {
+    const message = bindOf(name, portal)
+    return this.write(this.statements.bind(message, lengthAt(message, 1), this.connection, this.expectations))
+  }
+
+  describe(name: string): Buffer {
+    return this.write(this.statements.describe(describeStatement(name), this.connection, this.expectations))
+  }
+
+  close(name: string): Buffer {
+    return this.write(this.statements.close(closeStatement(name), this.expectations))
+  }
+
+  sync(): void {
+    this.expectations.pushSync()
+    this.write([frame(Frontend.sync)])
+  }
+
+  /** So many of the server's answers arrive; all, if none is said. */
+  listen(count = this.#due.length): void {
+    for (const type of this.#due.splice(0, count)) {
+      const forward = type === Backend.errorResponse ? this.expectations.onError() : this.expectations.onAnswer(type)
+      if (forward) this.toClient.push(type)
+      this.#giveMadeUp()
+    }
+  }
+
+  /** Sync, and what the client saw of the batch as letters. */
+  answers(): string {
+    this.sync()
+    this.listen()
+    assert.isTrue(this.expectations.settled)
+    return String.fromCharCode(...this.toClient.splice(0))
+  }
+
+  #giveMadeUp(): void {
+    while (this.expectations.madeUpIsDue) this.toClient.push(this.expectations.takeMadeUp().bytes![0]!)
+  }
+}
+
+const nameIn = (bytes: Buffer): string => bytes.toString("latin1", HEADER_LENGTH, bytes.indexOf(0, HEADER_LENGTH))
+
+describe("a named statement", () => {
+  it("is prepared under a name that no client could have chosen, and used and described by it", () => {
+    const lease = new Lease(new PreparedStatements())
+    const name = nameIn(lease.parse("s", "SELECT 1"))
+    assert.match(name, /^perseus_[0-9a-f]{12}_\d+$/)
+    lease.bind("s", "portal")
+    lease.describe("s")
+    assert.strictEqual(lease.answers(), "12nZ")
+    assert.deepStrictEqual([...lease.server.statements], [[name, "SELECT 1"]])
+  })
+
+  it("is prepared again, unseen, on another connection where it is first needed there", () => {
+    const statements = new PreparedStatements()
+    const first = new Lease(statements)
+    first.parse("s", "SELECT 1")
+    assert.strictEqual(first.answers(), "1Z")
+    for (const use of ["bind", "describe"] as const) {
+      const second = new Lease(statements)
+      second[use]("s")
+      second[use]("s")
+      assert.strictEqual(second.answers(), use === "bind" ? "22Z" : "nnZ")
+      assert.deepStrictEqual([...second.server.statements.values()], ["SELECT 1"])
+    }
+  })
+
+  it("is one statement of the connection for all clients who say the same, and none is asked twice", () => {
+    const one = new Lease(new PreparedStatements())
+    one.parse("mine", "SELECT 1")
+    one.answers()
+    const other = new Lease(new PreparedStatements(), one.connection, one.server)
+    assert.lengthOf(other.parse("yours", "SELECT 1"), 0)
+    other.bind("yours")
+    assert.strictEqual(other.answers(), "12Z")
+    assert.strictEqual(one.server.statements.size, 1)
+  })
+
+  it("is another statement where the parameter types differ", () => {
+    const lease = new Lease(new PreparedStatements())
+    lease.parse("a", "SELECT $1")
+    const typed = parse("b", Buffer.concat([cString("SELECT $1"), int16(1), Buffer.of(0, 0, 0, 23)]))
+    lease.write(lease.statements.parse(typed, lease.connection, lease.expectations))
+    assert.strictEqual(lease.answers(), "11Z")
+    assert.strictEqual(lease.server.statements.size, 2)
+  })
+
+  it("is shared only under equal settings, for what is parsed may depend on them", () => {
+    const dmy = [["datestyle", "ISO, DMY"]] as const
+    const one = new Lease(new PreparedStatements(), connect(dmy))
+    one.parse("s", "SELECT '01/02/2020'::date")
+    one.answers()
+    const prepared = one.server.statements
+    one.connection.settings = clientSettings([["datestyle", "ISO, MDY"]])
+    const other = new Lease(new PreparedStatements(), one.connection, one.server)
+    assert.isAbove(other.parse("s", "SELECT '01/02/2020'::date").length, 0)
+    assert.strictEqual(other.answers(), "1Z")
+    assert.strictEqual(prepared.size, 2)
+    one.connection.settings = clientSettings([["DateStyle", "ISO, DMY"]])
+    const third = new Lease(new PreparedStatements(), one.connection, one.server)
+    assert.lengthOf(third.parse("s", "SELECT '01/02/2020'::date"), 0)
+    assert.strictEqual(third.answers(), "1Z")
+  })
+
+  it("that is taken is refused by the server itself, wherever the client is served", () => {
+    const statements = new PreparedStatements()
+    const first = new Lease(statements)
+    first.parse("s", "SELECT 1")
+    first.parse("s", "SELECT 2")
+    first.bind("s")
+    assert.strictEqual(first.answers(), "1EZ")
+    const second = new Lease(statements)
+    second.parse("s", "SELECT 2")
+    assert.strictEqual(second.answers(), "EZ")
+    second.bind("s")
+    assert.strictEqual(second.answers(), "2Z")
+    assert.deepStrictEqual([...second.server.statements.values()], ["SELECT 1"])
+  })
+
+  it("that is not known goes as it is, so that the server says so", () => {
+    const lease = new Lease(new PreparedStatements())
+    assert.deepStrictEqual(lease.bind("s"), bindOf("s"))
+    assert.strictEqual(lease.answers(), "EZ")
+    assert.deepStrictEqual(lease.describe("s"), describeStatement("s"))
+    assert.strictEqual(lease.answers(), "EZ")
+    assert.deepStrictEqual(lease.close("s"), closeStatement("s"))
+    assert.strictEqual(lease.answers(), "3Z")
+  })
+
+  it("is named byte by byte, valid UTF-8 or not", () => {
+    const lease = new Lease(new PreparedStatements())
+    for (const byte of [0x80, 0xff]) {
+      const message = frame(Frontend.parse, Buffer.of(byte, 0), says(`SELECT ${byte}`))
+      lease.write(lease.statements.parse(message, lease.connection, lease.expectations))
+    }
+    assert.strictEqual(lease.answers(), "11Z")
+    assert.strictEqual(lease.statements.size, 2)
+  })
+
+  it("whose Parse has no end to its name goes as it is", () => {
+    const lease = new Lease(new PreparedStatements())
+    const message = frame(Frontend.parse, Buffer.from("no end"))
+    assert.deepStrictEqual(lease.statements.parse(message, lease.connection, lease.expectations), [message])
+    assert.strictEqual(lease.statements.size, 0)
+  })
+
+  it("keeps no view of the client's bytes, in what is remembered or in what is written", () => {
+    const lease = new Lease(new PreparedStatements())
+    const message = parseOf("s", "SELECT 1")
+    const written = lease.statements.parse(message, lease.connection, lease.expectations)
+    message.fill(0xaa)
+    lease.write(written)
+    const bind = bindOf("s", "portal")
+    const rewritten = lease.statements.bind(bind, lengthAt(bind, 1), lease.connection, lease.expectations)
+    bind.fill(0xaa)
+    lease.write(rewritten)
+    assert.strictEqual(lease.answers(), "12Z")
+    const elsewhere = new Lease(lease.statements)
+    elsewhere.bind("s")
+    assert.strictEqual(elsewhere.answers(), "2Z")
+    assert.deepStrictEqual([...elsewhere.server.statements.values()], ["SELECT 1"])
+  })
+})
+
+describe("Close", () => {
+  it("of one client's name leaves the statement to the others, and the name free", () => {
+    const one = new Lease(new PreparedStatements())
+    one.parse("s", "SELECT 1")
+    assert.lengthOf(one.close("s"), 0)
+    assert.strictEqual(one.answers(), "13Z")
+    assert.deepStrictEqual([one.statements.size, one.server.statements.size], [0, 1])
+    one.bind("s")
+    assert.strictEqual(one.answers(), "EZ")
+    one.parse("s", "SELECT 2")
+    assert.strictEqual(one.answers(), "1Z")
+  })
+
+  it("without a lease forgets the name alone", () => {
+    const statements = new PreparedStatements()
+    const lease = new Lease(statements)
+    lease.parse("s", "SELECT 1")
+    lease.answers()
+    statements.closeWithoutLease(closeStatement("s"))
+    statements.closeWithoutLease(closeStatement("s"))
+    assert.strictEqual(statements.size, 0)
+  })
+})
+
+describe("a message that is skipped", () => {
+  it("as a Parse is forgotten on both sides", () => {
+    const lease = new Lease(new PreparedStatements())
+    lease.bind("nothing")
+    lease.parse("s", "SELECT 1")
+    assert.strictEqual(lease.answers(), "EZ")
+    assert.deepStrictEqual([lease.statements.size, lease.connection.statements.size], [0, 0])
+    lease.parse("s", "SELECT 1")
+    lease.bind("s")
+    assert.strictEqual(lease.answers(), "12Z")
+  })
+
+  it("as a refused Parse is forgotten on both sides", () => {
+    const lease = new Lease(new PreparedStatements())
+    lease.parse("s", "wrong")
+    assert.strictEqual(lease.answers(), "EZ")
+    assert.deepStrictEqual([lease.statements.size, lease.connection.statements.size], [0, 0])
+  })
+
+  it("as a Parse of ours on a new connection is forgotten there alone", () => {
+    const statements = new PreparedStatements()
+    const first = new Lease(statements)
+    first.parse("s", "SELECT 1")
+    first.answers()
+    const second = new Lease(statements)
+    second.bind("nothing")
+    second.bind("s")
+    assert.strictEqual(second.answers(), "EZ")
+    assert.deepStrictEqual([statements.size, second.connection.statements.size], [1, 0])
+    second.bind("s")
+    assert.strictEqual(second.answers(), "2Z")
+  })
+
+  it("as a Close leaves the name what it was, even if it was given anew behind that", () => {
+    const lease = new Lease(new PreparedStatements())
+    lease.parse("s", "SELECT 1")
+    lease.answers()
+    lease.bind("nothing")
+    lease.close("s")
+    lease.parse("s", "SELECT 2")
+    assert.strictEqual(lease.answers(), "EZ")
+    lease.bind("s")
+    assert.strictEqual(lease.answers(), "2Z")
+    const elsewhere = new Lease(lease.statements)
+    elsewhere.bind("s")
+    elsewhere.answers()
+    assert.deepStrictEqual([...elsewhere.server.statements.values()], ["SELECT 1"])
+  })
+})
+
+describe("Bind", () => {
+  it("has its length recomputed for the other name, whatever follows and whether it has come or not", () => {
+    for (const name of ["s", "x".repeat(100), "\xe4"]) {
+      for (const portal of ["", "portal"]) {
+        const lease = new Lease(new PreparedStatements())
+        lease.write(lease.statements.parse(parseOf(name, "SELECT 1"), lease.connection, lease.expectations))
+        const rest = Buffer.alloc(1000, 1)
+        const whole = bindOf(name, portal, rest)
+        const namesEnd = whole.length - rest.length
+        for (const here of [whole, whole.subarray(0, namesEnd)]) {
+          const written = Buffer.concat(
+            lease.statements.bind(here, lengthAt(whole, 1), lease.connection, lease.expectations)
+          )
+          const arrived = Buffer.concat([written, whole.subarray(here.length)])
+          assert.strictEqual(lengthAt(arrived, 1), arrived.length - 1)
+          assert.isTrue(arrived.subarray(-rest.length).equals(rest))
+          assert.strictEqual(nameIn(arrived), portal)
+        }
+      }
+    }
+  })
+})
+
+describe("limits", () => {
+  it("close the statement unused longest where a connection has 200", () => {
+    const lease = new Lease(new PreparedStatements())
+    const names = Array.from({ length: 200 }, (_, index) => nameIn(lease.parse(`s${index}`, `SELECT ${index}`)))
+    lease.bind("s0")
+    lease.answers()
+    const written = lease.parse("one more", "SELECT 'one more'")
+    assert.strictEqual(written.toString("latin1", 6, written.indexOf(0, 6)), names[1])
+    assert.strictEqual(lease.answers(), "1Z")
+    assert.deepStrictEqual([lease.server.statements.size, lease.connection.statements.size], [200, 200])
+    // The client still has it: it is prepared again, and another makes room.
+    lease.bind("s1")
+    assert.strictEqual(lease.answers(), "2Z")
+    assert.strictEqual(lease.server.statements.size, 200)
+    assert.isFalse(lease.server.statements.has(names[2]!))
+  })
+
+  it("keep what they would have closed where that Close was skipped", () => {
+    const lease = new Lease(new PreparedStatements())
+    for (let index = 0; index < 200; index++) lease.parse(`s${index}`, `SELECT ${index}`)
+    lease.answers()
+    lease.bind("nothing")
+    lease.parse("one more", "SELECT 'one more'")
+    assert.strictEqual(lease.answers(), "EZ")
+    assert.deepStrictEqual([...lease.connection.statements.values()].sort(), [...lease.server.statements.keys()].sort())
+  })
+
+  it("hold for one client's statements and for their bytes, and closing makes room", () => {
+    const statements = new PreparedStatements()
+    const lease = new Lease(statements)
+    assert.isFalse(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT))
+    assert.isTrue(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT + 1))
+    for (let index = 0; index < MAX_STATEMENTS_PER_CLIENT; index++) {
+      statements.parse(parseOf(`s${index}`, "SELECT 1"), lease.connection, lease.expectations)
+    }
+    assert.isTrue(statements.wouldExceed(1))
+    statements.closeWithoutLease(closeStatement("s7"))
+    assert.isFalse(statements.wouldExceed(1))
+    statements.clear()
+    assert.deepStrictEqual([statements.size, statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT)], [0, false])
+  })
+})
+
+const names = ["a", "b", "c"]
+const texts = ["SELECT 1", "SELECT 2", "SELECT 3", "wrong"]
+
+/** One batch of one client, as Perseus serves it and as a server of its own would. */
+const batch = (random: Chance, lease: Lease, direct: Prepared): readonly [pooled: string, direct: string] => {
+  const expected: Array<number> = []
+  for (let steps = 1 + random.below(6); steps > 0; steps--) {
+    const name = random.pick(names)
+    switch (random.below(4)) {
+      case 0: {
+        const text = random.pick(texts)
+        lease.parse(name, text)
+        expected.push(...direct.hear(parseOf(name, text)))
+        break
+      }
+      case 1:
+        lease.bind(name)
+        expected.push(...direct.hear(bindOf(name)))
+        break
+      case 2:
+        lease.describe(name)
+        expected.push(...direct.hear(describeStatement(name)))
+        break
+      default:
+        lease.close(name)
+        expected.push(...direct.hear(closeStatement(name)))
+    }
+    lease.listen(random.below(3))
+  }
+  expected.push(...direct.hear(frame(Frontend.sync)))
+  return [lease.answers(), String.fromCharCode(...expected)]
+}
+
+describe("any batches of any clients on any connections", () => {
+  it("are answered as each client's own server would answer them", () => {
+    for (let seed = 1; seed <= 2000; seed++) {
+      const random = seeded(seed)
+      const clients = [0, 1, 2].map(() => ({ statements: new PreparedStatements(), direct: new Prepared() }))
+      const servers = [0, 1].map(() => ({ connection: connect(), prepared: new Prepared() }))
+      for (let round = 0; round < 12; round++) {
+        const { statements, direct } = random.pick(clients)
+        const { connection, prepared } = random.pick(servers)
+        const lease = new Lease(statements, connection, prepared)
+        const [pooled, expected] = batch(random, lease, direct)
+        assert.strictEqual(pooled, expected, `seed ${seed}, round ${round}`)
+        assert.strictEqual(statements.size, direct.statements.size, `seed ${seed}, round ${round}`)
+        assert.deepStrictEqual([...connection.statements.values()].sort(), [...prepared.statements.keys()].sort())
+      }
+      for (const { statements } of clients) {
+        for (const name of names) statements.closeWithoutLease(closeStatement(name))
+        assert.isFalse(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT), `seed ${seed}: bytes are counted wrong`)
+      }
+    }
+  })
+})

@@ -1,0 +1,228 @@
+/**
+ * Waiting for a server connection: how long it may take, in what words it ends, and how many one tenant may hold.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { flush, query, runUnnamed, sync } from "../../src/protocol/Frontend.ts"
+import { answered, type Client, make, type MemoryPerseus } from "../support/memoryPerseus.ts"
+
+const ACQUIRE_MS = 10_000
+const settings = {
+  PoolSettings: { MaxOpen: 1, MaxIdle: 1 },
+  LimitSettings: { AcquireTimeoutSecs: ACQUIRE_MS / 1000 }
+}
+const batch = (sql: string) => Buffer.concat([runUnnamed(sql), sync])
+const batchAnswered = ["1", "2", "row 1", "done SELECT 1", "ready I"]
+
+/** The only connection is held by a transaction of `holder`, and `waiter` has been greeted. */
+const crowded = Effect.fnUntraced(function* () {
+  const perseus = yield* make({ settings })
+  const waiter = yield* perseus.logIn("blue")
+  const holder = yield* perseus.logIn("red")
+  holder.ask("BEGIN")
+  yield* perseus.settle
+  holder.heard()
+  return { perseus, holder, waiter }
+})
+
+const commit = Effect.fnUntraced(function* (perseus: MemoryPerseus, holder: Client) {
+  holder.ask("COMMIT")
+  yield* perseus.settle
+  assert.deepStrictEqual(holder.heard(), ["done COMMIT", "ready I"])
+})
+
+describe("AcquireTimeoutSecs", () => {
+  it.effect("answers a Query by ERROR and ReadyForQuery, and nothing of it was run", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      perseus.statements()
+      waiter.ask("SELECT 1")
+      yield* perseus.falls(ACQUIRE_MS, {
+        before: () => assert.deepStrictEqual(waiter.heard(), []),
+        after: () => assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      })
+      assert.strictEqual(perseus.pool().statistics.acquireTimeouts, 1)
+      yield* commit(perseus, holder)
+      assert.deepStrictEqual(perseus.statements(), ["red: COMMIT"])
+      waiter.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(waiter.heard(), answered)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("answers an extended batch by ERROR, and its Sync by ReadyForQuery", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.send(batch("SELECT 1"))
+      yield* perseus.falls(ACQUIRE_MS, {
+        before: () => assert.deepStrictEqual(waiter.heard(), []),
+        after: () => assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      })
+      yield* commit(perseus, holder)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("drops what comes behind a refused batch up to its Sync, whenever that comes", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.send(runUnnamed("SELECT 1"))
+      yield* perseus.pass(ACQUIRE_MS + 100)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300"])
+      waiter.send(runUnnamed("SELECT 2"), flush, query("SELECT 3"))
+      yield* commit(perseus, holder)
+      assert.deepStrictEqual(waiter.heard(), [])
+      waiter.send(sync, batch("SELECT 1"))
+      yield* perseus.settle
+      assert.deepStrictEqual(waiter.heard(), ["ready I", ...batchAnswered])
+      waiter.send(sync, sync)
+      yield* perseus.settle
+      assert.deepStrictEqual(waiter.heard(), ["ready I", "ready I"])
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("answers the first of a pipelined pair, and the second waits for itself", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.send(query("SELECT 1"), query("SELECT 1"))
+      yield* perseus.pass(ACQUIRE_MS + 100)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      yield* perseus.falls(ACQUIRE_MS - 100, {
+        before: () => assert.deepStrictEqual(waiter.heard(), []),
+        after: () => assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      })
+      waiter.send(query("SELECT 1"), batch("SELECT 1"))
+      yield* perseus.pass(ACQUIRE_MS + 100)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      yield* commit(perseus, holder)
+      assert.deepStrictEqual(waiter.heard(), batchAnswered)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("answers each batch of a pipeline, and each Sync", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.send(batch("SELECT 1"), batch("SELECT 1"), batch("SELECT 1"))
+      yield* perseus.pass(ACQUIRE_MS + 100)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      yield* commit(perseus, holder)
+      assert.deepStrictEqual(waiter.heard(), [...batchAnswered, ...batchAnswered])
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("fails a login that has to ask the destination for its greeting", () =>
+    Effect.gen(function* () {
+      const { perseus, holder } = yield* crowded()
+      const late = perseus.beginLogin("blue", { parameters: { application_name: "late" } })
+      yield* perseus.falls(ACQUIRE_MS, {
+        before: () => assert.deepStrictEqual(late.heard(), ["R"]),
+        after: () => assert.deepStrictEqual(late.heard(), ["FATAL 53300", "closed"])
+      })
+      yield* commit(perseus, holder)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("is each client's own: who came later waits longer", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      const later = yield* perseus.logIn("blue")
+      waiter.ask("SELECT 1")
+      yield* perseus.pass(3000)
+      later.ask("SELECT 1")
+      yield* perseus.pass(ACQUIRE_MS - 2900)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      yield* perseus.falls(2900, {
+        before: () => assert.deepStrictEqual(later.heard(), []),
+        after: () => assert.deepStrictEqual(later.heard(), ["ERROR 53300", "ready I"])
+      })
+      yield* commit(perseus, holder)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("does not keep a place for a client that has gone", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.ask("SELECT 1")
+      yield* perseus.settle
+      assert.strictEqual(perseus.pool().waiting, 1)
+      waiter.memory.vanish()
+      yield* perseus.settle
+      assert.strictEqual(perseus.pool().waiting, 0)
+      perseus.statements()
+      yield* commit(perseus, holder)
+      assert.deepStrictEqual(perseus.statements(), ["red: COMMIT"])
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("is not waited for by a client that cancels its query", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.ask("SELECT 1")
+      yield* perseus.pass(1000)
+      perseus.cancel(waiter)
+      yield* perseus.settle
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 57014", "ready I"])
+      yield* commit(perseus, holder)
+      perseus.whole(1)
+    })
+  )
+})
+
+describe("MaxServersPerTenant", () => {
+  it.effect("leaves connections to other tenants, and those over it wait for their own", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({
+        settings: { LimitSettings: { MaxServersPerTenant: 2, AcquireTimeoutSecs: ACQUIRE_MS / 1000 } }
+      })
+      const holders = [yield* perseus.logIn("red"), yield* perseus.logIn("red")]
+      const third = yield* perseus.logIn("red")
+      const blue = yield* perseus.logIn("blue")
+      for (const holder of holders) holder.ask("BEGIN")
+      yield* perseus.settle
+      third.ask("SELECT 1")
+      blue.ask("SELECT 1")
+      yield* perseus.pass(1000)
+      assert.deepStrictEqual(third.heard(), [])
+      assert.deepStrictEqual(blue.heard(), answered)
+      holders[0]!.ask("COMMIT")
+      yield* perseus.settle
+      assert.deepStrictEqual(third.heard(), answered)
+      third.ask("BEGIN")
+      yield* perseus.settle
+      third.heard()
+      holders[0]!.heard()
+      holders[0]!.ask("SELECT 1")
+      yield* perseus.falls(ACQUIRE_MS, {
+        before: () => assert.deepStrictEqual(holders[0]!.heard(), []),
+        after: () => assert.deepStrictEqual(holders[0]!.heard(), ["ERROR 53300", "ready I"])
+      })
+      third.ask("COMMIT")
+      holders[1]!.ask("COMMIT")
+      yield* perseus.settle
+      perseus.whole(perseus.pool().idle)
+    })
+  )
+
+  it.effect("counts a connection that is lost as free", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: { LimitSettings: { MaxServersPerTenant: 1 } } })
+      const holder = yield* perseus.logIn("red")
+      const second = yield* perseus.logIn("red")
+      holder.ask("BEGIN")
+      yield* perseus.settle
+      second.ask("SELECT 1")
+      yield* perseus.settle
+      holder.memory.vanish()
+      yield* perseus.settle
+      assert.deepStrictEqual(second.heard(), answered)
+      perseus.whole(1)
+    })
+  )
+})
