@@ -1,8 +1,8 @@
 /**
  * What a server connection must forget and what it must take on before it serves somebody else: the tenant switch.
  *
- * Pure: builds bytes. Nothing of a tenant reaches SQL but as a quoted identifier or a literal without escapes, and every
- * literal is read under `standard_conforming_strings=on`, which the startup packet has fixed as what RESET returns to.
+ * Pure: builds bytes. Nothing of a tenant reaches SQL but as a quoted identifier, or as a literal that reads the same under any
+ * `standard_conforming_strings`.
  *
  * Why these messages in this order (each seen on a real server):
  * - `RESET ALL` has a Sync of its own: a tenant's leftover `statement_timeout=1` must not be able to break what follows.
@@ -21,12 +21,13 @@ export interface ClientSettings {
 
 export const noSettings: ClientSettings = { key: "", list: [] }
 
+const rank = (name: string): number => (name === "client_encoding" ? 1 : 0)
+
 /** Parameter names are not case-sensitive; of two values for one name the later holds. */
 export const clientSettings = (given: Iterable<readonly [name: string, value: string]>): ClientSettings => {
   const byName = new Map<string, string>()
   for (const [name, value] of given) byName.set(name.toLowerCase(), value)
   if (byName.size === 0) return noSettings
-  const rank = (name: string) => (name === "client_encoding" ? 1 : 0)
   const list = [...byName].sort(([a], [b]) => rank(a) - rank(b) || (a < b ? -1 : 1))
   return { key: JSON.stringify(list), list }
 }
@@ -34,8 +35,11 @@ export const clientSettings = (given: Iterable<readonly [name: string, value: st
 /** A schema's name as SQL: always quoted, so that no name can be a keyword, a list or anything else. */
 export const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
-/** Correct only under `standard_conforming_strings=on`, where a backslash is a backslash. */
-const quoteLiteral = (value: string): string => `'${value.replaceAll("'", "''")}'`
+/** The same whatever `standard_conforming_strings` says, which is a client's to set: a backslash is always written as E'\\\\'. */
+const quoteLiteral = (value: string): string => {
+  const quoted = `'${value.replaceAll("'", "''")}'`
+  return value.includes("\\") ? `E${quoted.replaceAll("\\", "\\\\")}` : quoted
+}
 
 const setPath = (schemas: ReadonlyArray<string>): Buffer =>
   runUnnamed(`SET search_path = ${schemas.map(quoteIdentifier).join(", ")}`)
@@ -59,11 +63,15 @@ export const switchTo = (path: ReadonlyArray<string>, settings: ClientSettings):
   readyForQueries: 2
 })
 
-/** Only what differs, for a connection of this tenant whose state is known. */
+/**
+ * Only what differs, for a connection of this tenant whose state is known. What is sent is UTF-8, so a `client_encoding` of the
+ * client before is put off first, and that of the next one on last.
+ */
 export const differences = (from: ClientSettings, to: ClientSettings): Conversation => {
   const before = new Map(from.list)
-  const wanted = new Set(to.list.map(([name]) => name))
-  const resets = from.list.filter(([name]) => !wanted.has(name)).map(([name]) => reset(name))
-  const sets = to.list.filter(([name, value]) => before.get(name) !== value).map(set)
-  return { bytes: Buffer.concat([...resets, ...sets, sync]), readyForQueries: 1 }
+  const wanted = new Map(to.list)
+  const resets = from.list.filter(([name]) => name === "client_encoding" || !wanted.has(name))
+  const sets = to.list.filter(([name, value]) => name === "client_encoding" || before.get(name) !== value)
+  const putOff = resets.toSorted(([a], [b]) => rank(b) - rank(a)).map(([name]) => reset(name))
+  return { bytes: Buffer.concat([...putOff, ...sets.map(set), sync]), readyForQueries: 1 }
 }

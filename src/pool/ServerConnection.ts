@@ -34,6 +34,8 @@ export interface LoggedIn {
   readonly processId: number
   readonly secretKey: Buffer
   readonly parameters: Map<string, string>
+  /** What came behind its last message, in the same breath. */
+  readonly rest: Buffer
 }
 
 /** Longest answer to the pool's own questions; a notice that a tenant's trigger raises may be long. */
@@ -91,6 +93,7 @@ export class ServerConnection<Tenant> implements TransportHandler {
     this.idleSince = now
     this.#onLost = onLost
     this.transport.handler = this
+    if (login.rest.length > 0) this.onData(login.rest)
   }
 
   /** Writes, and hears the answers until the last ReadyForQuery or an end of another kind. */

@@ -133,6 +133,7 @@ const authenticate = Effect.fnUntraced(function* (
 ): Effect.fn.Return<void, ConnectFailure> {
   const request = yield* nextAuthentication(reader)
   const password = Redacted.value(credential.password)
+  if (password.includes("\0")) return yield* refused("the password holds a NUL, which no message can carry")
   switch (request._tag) {
     case "Ok":
       if (policy.allowTrust) return
@@ -217,7 +218,7 @@ const untilReady = Effect.fnUntraced(function* (
       key = decodeBackendKeyData(frame.body)
     } else if (frame.type === Backend.readyForQuery) {
       const { processId, secretKey } = key ?? { processId: 0, secretKey: Buffer.alloc(4) }
-      return { transport, credential, processId, secretKey, parameters }
+      return { transport, credential, processId, secretKey, parameters, rest: reader.takeRest() }
     }
   }
 })

@@ -9,7 +9,7 @@ const PATIENCE = 5_000
 const restarting = () => {
   const destination = new Reachability()
   destination.reached()
-  destination.failed(fault("down"), 0, 0)
+  destination.failed(fault("down"), 0, 0, PATIENCE)
   return destination
 }
 
@@ -26,7 +26,7 @@ describe("Reachability", () => {
     const destination = new Reachability()
     let now = 0
     for (const pause of [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]) {
-      destination.failed(fault("down"), now, now)
+      destination.failed(fault("down"), now, now, PATIENCE)
       assert.isFalse(destination.mayDial(now + pause - 1, 0), `${pause}`)
       assert.isTrue(destination.mayDial(now + pause, 0), `${pause}`)
       assert.isFalse(destination.mayDial(now + pause, 1), `${pause}`)
@@ -36,18 +36,18 @@ describe("Reachability", () => {
 
   it("never pauses for longer, however many attempts have failed", () => {
     const destination = new Reachability()
-    for (let attempt = 0; attempt < 5000; attempt++) destination.failed(fault("down"), 0, 0)
+    for (let attempt = 0; attempt < 5000; attempt++) destination.failed(fault("down"), 0, 0, PATIENCE)
     assert.isTrue(destination.mayDial(5_000, 0))
   })
 
   it("says at once, and once, that the destination is back, and begins anew then", () => {
     const destination = restarting()
-    destination.failed(fault("down"), 100, 100)
+    destination.failed(fault("down"), 100, 100, PATIENCE)
     assert.isTrue(destination.reached())
     assert.isFalse(destination.reached())
     assert.isNull(destination.fault)
     assert.isTrue(destination.mayDial(100, 5))
-    destination.failed(fault("down"), 1000, 1000)
+    destination.failed(fault("down"), 1000, 1000, PATIENCE)
     assert.isTrue(destination.mayDial(1100, 0))
   })
 
@@ -55,30 +55,41 @@ describe("Reachability", () => {
     const destination = restarting()
     for (let now = 100; now < PATIENCE; now += 500) {
       assert.isNull(destination.inVain(now, 1, PATIENCE), `${now}`)
-      destination.failed(fault(`down at ${now}`), now, now)
+      destination.failed(fault(`down at ${now}`), now, now, PATIENCE)
     }
     assert.isNull(destination.inVain(PATIENCE - 1, 0, PATIENCE))
-    assert.strictEqual(destination.inVain(PATIENCE, 0, PATIENCE)?.detail, "down at 4600")
+    assert.strictEqual(destination.inVain(PATIENCE, 1, PATIENCE)?.detail, "down at 4600")
     assert.strictEqual(destination.fault?.detail, "down at 4600")
+  })
+
+  it("makes its last attempt for those who wait when their patience ends, however long the pause would have been", () => {
+    const destination = restarting()
+    for (const now of [100, 300, 700, 1500, 3100]) destination.failed(fault("down"), now, now, PATIENCE)
+    assert.isFalse(destination.mayDial(PATIENCE - 1, 0))
+    assert.isTrue(destination.mayDial(PATIENCE, 0))
+    assert.isNull(destination.inVain(PATIENCE, 0, PATIENCE))
+    destination.failed(fault("still down"), PATIENCE, PATIENCE, PATIENCE)
+    assert.strictEqual(destination.inVain(PATIENCE, 0, PATIENCE)?.detail, "still down")
+    assert.isFalse(destination.mayDial(2 * PATIENCE - 1, 0))
   })
 
   it("counts an outage from the beginning of its first attempt", () => {
     const destination = new Reachability()
     destination.reached()
-    destination.failed(fault("slow"), 1_000, 4_000)
+    destination.failed(fault("slow"), 1_000, 4_000, PATIENCE)
     assert.isNull(destination.inVain(5_999, 1, PATIENCE))
     assert.isNotNull(destination.inVain(6_000, 1, PATIENCE))
   })
 
   it("has nobody wait for a destination that never answered", () => {
     const destination = new Reachability()
-    destination.failed(fault("no such host"), 0, 0)
+    destination.failed(fault("no such host"), 0, 0, PATIENCE)
     assert.strictEqual(destination.inVain(0, 0, PATIENCE)?.detail, "no such host")
   })
 
   it("lets whoever comes when an attempt is due wait for that attempt", () => {
     const destination = new Reachability()
-    destination.failed(fault("down"), 0, 0)
+    destination.failed(fault("down"), 0, 0, PATIENCE)
     assert.isNotNull(destination.inVain(99, 0, PATIENCE))
     assert.isNull(destination.inVain(100, 0, PATIENCE))
   })

@@ -53,9 +53,21 @@ const settingIn = (sql: string): readonly [name: string, value: string] => {
   assert.isTrue(sql.startsWith("SET "), sql)
   const [name, end] = readQuoted(sql, 4)
   assert.isTrue(sql.startsWith(" = ", end), sql)
-  const [value, last] = readQuoted(sql, end + 3)
+  const [value, last] = readLiteral(sql, end + 3)
   assert.strictEqual(last, sql.length, "something stands behind the value")
   return [name, value]
+}
+
+/** A literal that reads the same under any standard_conforming_strings: a backslash stands doubled in E'…' or not at all. */
+const readLiteral = (sql: string, at: number): readonly [content: string, end: number] => {
+  if (sql[at] !== "E") {
+    const plain = readQuoted(sql, at)
+    assert.isFalse(plain[0].includes("\\"), sql)
+    return plain
+  }
+  const [escaped, end] = readQuoted(sql, at + 1)
+  assert.match(escaped, /^(?:[^\\]|\\\\)*$/, sql)
+  return [escaped.replaceAll("\\\\", "\\"), end]
 }
 
 const hostile = [

@@ -58,6 +58,47 @@ describe("the model", () => {
     assert.isTrue(expectations.settled)
   })
 
+  it("what stands before a Flush is answered without a Sync, so the server is at work until it is", () => {
+    const expectations = new Expectations()
+    expectations.pushExtended(entries.parse)
+    expectations.pushExtended(entries.bind)
+    assert.isFalse(expectations.serverBusy)
+    expectations.pushFlush()
+    expectations.pushExtended(entries.execute)
+    assert.isTrue(expectations.serverBusy)
+    hear(expectations, Backend.parseComplete)
+    assert.isTrue(expectations.serverBusy)
+    hear(expectations, Backend.bindComplete)
+    assert.deepStrictEqual([expectations.serverBusy, expectations.settled], [false, false])
+  })
+
+  it("a Flush behind an error waits for nothing", () => {
+    const expectations = new Expectations()
+    expectations.pushExtended(entries.parse)
+    expectations.pushFlush()
+    expectations.pushExtended(entries.bind)
+    hear(expectations, E)
+    expectations.pushFlush()
+    assert.isFalse(expectations.serverBusy)
+  })
+
+  it("a last message that has not come to its end gives the server nothing to do", () => {
+    for (const [push, before] of [
+      [(it: Expectations) => it.pushSimple(entries.query), false],
+      [(it: Expectations) => it.pushExtended(entries.bind), false]
+    ] as const) {
+      const expectations = new Expectations()
+      push(expectations)
+      assert.strictEqual(expectations.serverBusyBeforeLast, before)
+      expectations.clear()
+      expectations.pushSync()
+      push(expectations)
+      assert.isTrue(expectations.serverBusyBeforeLast)
+      hear(expectations, Z)
+      assert.isFalse(expectations.serverBusyBeforeLast)
+    }
+  })
+
   it("a Query behind an extended batch without a Sync closes it", () => {
     const expectations = new Expectations()
     expectations.pushExtended(entries.parse)
@@ -259,7 +300,18 @@ describe("the model", () => {
 
 // ---- the property: against a server in miniature, written down from postgres.c and copyfromparse.c
 
-type Kind = "query" | "functionCall" | "sync" | "parse" | "bind" | "close" | "describe" | "execute" | "data" | "copyEnd"
+type Kind =
+  | "query"
+  | "functionCall"
+  | "sync"
+  | "parse"
+  | "bind"
+  | "close"
+  | "describe"
+  | "execute"
+  | "flush"
+  | "data"
+  | "copyEnd"
 
 interface Message {
   readonly id: number
@@ -423,6 +475,7 @@ const randomPipeline = (random: Chance): ReadonlyArray<Message> => {
 
   const steps = 1 + random.below(10)
   for (let step = 0; step < steps; step++) {
+    if (random.chance(0.2)) add("flush", ["ok"])
     switch (random.below(8)) {
       case 0: {
         const statements = Array.from({ length: 1 + random.below(3) }, () =>
@@ -510,6 +563,8 @@ const run = (random: Chance, tally: Tally): void => {
     switch (message.kind) {
       case "data":
         return
+      case "flush":
+        return expectations.pushFlush()
       case "copyEnd":
         return expectations.pushCopyEnd()
       case "sync":

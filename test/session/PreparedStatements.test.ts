@@ -7,7 +7,7 @@ import { ServerConnection } from "../../src/pool/ServerConnection.ts"
 import { cString, frame, int16 } from "../../src/protocol/Encoder.ts"
 import { Backend, FrameCollector, Frontend, HEADER_LENGTH, lengthAt } from "../../src/protocol/Frame.ts"
 import { describeStatement, closeStatement, parse } from "../../src/protocol/Frontend.ts"
-import { Expectations } from "../../src/session/Expectations.ts"
+import { entries, Expectations } from "../../src/session/Expectations.ts"
 import {
   MAX_STATEMENT_BYTES_PER_CLIENT,
   MAX_STATEMENTS_PER_CLIENT,
@@ -114,6 +114,12 @@ class Lease {
 
   describe(name: string): Buffer {
     return this.write(this.statements.describe(describeStatement(name), this.connection, this.expectations))
+  }
+
+  /** A message that the relay forwards as it is; a Parse or a Bind here. */
+  asItIs(message: Buffer): Buffer {
+    this.expectations.pushExtended(message[0] === Frontend.parse ? entries.parse : entries.bind)
+    return this.write([message])
   }
 
   close(name: string): Buffer {
@@ -342,6 +348,116 @@ describe("a message that is skipped", () => {
     elsewhere.bind("s")
     elsewhere.answers()
     assert.deepStrictEqual([...elsewhere.server.statements.values()], ["SELECT 1"])
+  })
+})
+
+/** What the relay does with a Bind of the unnamed statement. */
+const bindUnnamed = (lease: Lease): Buffer =>
+  lease.statements.unnamedIsElsewhere(Frontend.bind) ? lease.bind("") : lease.asItIs(bindOf(""))
+
+/** Parses it as the relay does, in a chunk of its own whose bytes are overwritten behind it. */
+const parseUnnamed = (lease: Lease, sql: string, whole = true): void => {
+  const message = parseOf("", sql)
+  lease.statements.onUnnamedParse(whole ? message : null)
+  lease.asItIs(Buffer.from(message))
+  lease.statements.endOfChunk()
+  message.fill(0xaa)
+}
+
+describe("the unnamed statement", () => {
+  it("passes untouched where it is bound in the lease that parsed it, as often as the client likes", () => {
+    const lease = new Lease(new PreparedStatements())
+    lease.statements.beginLease()
+    parseUnnamed(lease, "SELECT 1")
+    for (let round = 0; round < 2; round++) assert.deepStrictEqual(bindUnnamed(lease), bindOf(""))
+    assert.isFalse(lease.statements.unnamedIsElsewhere(Frontend.describe))
+    assert.strictEqual(lease.answers(), "122Z")
+    lease.statements.endLease()
+    assert.strictEqual(lease.statements.size, 0)
+  })
+
+  it("that was parsed in one lease is found in the next, wherever that is and whatever lies unnamed there", () => {
+    const statements = new PreparedStatements()
+    const first = new Lease(statements)
+    statements.beginLease()
+    parseUnnamed(first, "SELECT 1")
+    assert.strictEqual(first.answers(), "1Z")
+    statements.endLease()
+    const second = new Lease(statements)
+    second.asItIs(parseOf("", "SELECT 'of another client'"))
+    second.answers()
+    statements.beginLease()
+    bindUnnamed(second)
+    assert.strictEqual(second.answers(), "2Z")
+    assert.deepStrictEqual([...second.server.statements.values()], ["SELECT 'of another client'", "SELECT 1"])
+  })
+
+  it("of another client is never bound: the server is made to say that there is none", () => {
+    for (const forget of [
+      () => {},
+      (statements: PreparedStatements) => statements.dropUnnamed(),
+      (statements: PreparedStatements) => {
+        statements.onUnnamedParse(null)
+        statements.endLease()
+      },
+      (statements: PreparedStatements) => {
+        statements.onUnnamedParse(parseOf("", "SELECT 1"))
+        statements.dropUnnamed()
+        statements.endLease()
+      }
+    ]) {
+      const statements = new PreparedStatements()
+      forget(statements)
+      const lease = new Lease(statements)
+      lease.asItIs(parseOf("", "SELECT 'of another client'"))
+      lease.answers()
+      statements.beginLease()
+      bindUnnamed(lease)
+      assert.strictEqual(lease.answers(), "EZ")
+      assert.strictEqual(statements.size, 0)
+    }
+  })
+
+  it("is kept as its last Parse said it", () => {
+    const statements = new PreparedStatements()
+    const first = new Lease(statements)
+    statements.beginLease()
+    parseUnnamed(first, "SELECT 1")
+    bindUnnamed(first)
+    parseUnnamed(first, "SELECT 2")
+    first.answers()
+    statements.endLease()
+    const second = new Lease(statements)
+    statements.beginLease()
+    bindUnnamed(second)
+    assert.strictEqual(second.answers(), "2Z")
+    assert.deepStrictEqual([...second.server.statements.values()], ["SELECT 2"])
+  })
+
+  it("is not kept where it came in pieces, was bound already, or is over the limit", () => {
+    const statements = new PreparedStatements()
+    const lease = new Lease(statements)
+    statements.beginLease()
+    parseUnnamed(lease, "SELECT 1", false)
+    statements.endLease()
+    assert.strictEqual(statements.size, 0)
+    statements.beginLease()
+    statements.onUnnamedParse(parse("", Buffer.alloc(MAX_STATEMENT_BYTES_PER_CLIENT + 1)))
+    statements.endLease()
+    assert.isFalse(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT))
+  })
+})
+
+describe("a name of Perseus' own making", () => {
+  it("is nobody's, even for a client that has guessed it", () => {
+    const owner = new Lease(new PreparedStatements())
+    const name = nameIn(owner.parse("s", "SELECT 1"))
+    owner.answers()
+    for (const use of ["bind", "describe"] as const) {
+      const thief = new Lease(new PreparedStatements(), owner.connection, owner.server)
+      thief[use](name)
+      assert.strictEqual(thief.answers(), "EZ")
+    }
   })
 })
 
