@@ -74,6 +74,9 @@ export class Expectations {
   /** The server skips to the next Sync, which has not been sent. */
   #skipping = false
   #copyIn = false
+  /** Between CopyInResponse and the end of that COPY, however it ends. */
+  #copying = false
+  /** In this COPY; where it fails, they may have been read behind it after all. */
   #syncsSwallowed = false
   /** The count may be off by one: the connection is not to be lent again. */
   inDoubt = false
@@ -107,6 +110,7 @@ export class Expectations {
     this.#batchOpen = false
     this.#skipping = false
     this.#copyIn = false
+    this.#copying = false
     this.#syncsSwallowed = false
     this.inDoubt = false
   }
@@ -175,6 +179,7 @@ export class Expectations {
       this.#beginCopyIn()
       return true
     }
+    if (type === Backend.commandComplete) this.#copying = false
     const head = this.head
     if (head === null || !completes(head.expected, type)) return head === null || head.answer !== Answer.drop
     this.#shift()
@@ -183,18 +188,19 @@ export class Expectations {
 
   /** An ErrorResponse has come. What follows it in its batch is skipped unanswered, up to the next Sync. */
   onError(): boolean {
-    const copyFailed = this.#copyIn
-    if (copyFailed) {
-      this.#copyIn = false
-      if (this.#syncsSwallowed) this.inDoubt = true
-    }
+    if (this.#copying && this.#syncsSwallowed) this.inDoubt = true
+    this.#copying = false
+    this.#copyIn = false
     const head = this.head
     if (head === null || isReadyMaker(head.expected)) return true
     // A Query behind the failed message is skipped like all else; only Sync ends it.
-    while (this.#head < this.#queue.length) {
-      if (this.#queue[this.#head]!.expected === Expected.sync) return true
-      this.#shift().onSkipped?.()
+    const skipped: Array<Entry> = []
+    while (this.#head < this.#queue.length && this.#queue[this.#head]!.expected !== Expected.sync) {
+      skipped.push(this.#shift())
     }
+    // Undone as it was done, the last first: two messages may be about one name.
+    for (const entry of skipped.toReversed()) entry.onSkipped?.()
+    if (this.#head < this.#queue.length) return true
     this.#skipping = true
     this.#batchOpen = true
     return true
@@ -206,34 +212,48 @@ export class Expectations {
       const entry = this.#shift()
       if (isReadyMaker(entry.expected)) {
         this.#copyIn = false
+        this.#copying = false
         this.#dropCopyEnds()
         return
       }
     }
+    // Of a Sync that was believed swallowed: whatever was open is closed by it.
     this.inDoubt = true
+    this.#batchOpen = false
+    this.#skipping = false
   }
 
   /** The Syncs before the end of the data are swallowed. Where that end was not sent yet, so are those still to come. */
   #beginCopyIn(): void {
+    this.#copying = true
     this.#syncsSwallowed = false
-    const end = this.#queue.findIndex((entry, index) => index >= this.#head && entry.expected === Expected.copyEnd)
-    const until = end === -1 ? this.#queue.length : end
-    for (let index = until - 1; index > this.#head; index--) {
+    let end = this.#indexOfCopyEnd()
+    for (let index = (end ?? this.#queue.length) - 1; index > this.#head; index--) {
       if (this.#queue[index]!.expected !== Expected.sync) continue
-      this.#queue.splice(index, 1)
-      if (index < this.#flushed) this.#flushed--
+      this.#remove(index)
       this.#readyOwed--
-      if (this.head?.expected === Expected.execute) this.#batchOpen = true
+      this.#syncsSwallowed = true
     }
-    const marker = this.#queue.findIndex((entry, index) => index >= this.#head && entry.expected === Expected.copyEnd)
-    if (marker === -1) {
-      this.#copyIn = true
-      return
-    }
-    this.#queue.splice(marker, 1)
-    if (marker < this.#flushed) this.#flushed--
-    // A Sync behind the data closes the batch again.
-    if (this.#queue.slice(marker).some((entry) => entry.expected === Expected.sync)) this.#batchOpen = false
+    end = this.#indexOfCopyEnd()
+    if (end === null) this.#copyIn = true
+    else this.#remove(end)
+    this.#batchOpen = this.#endsInOpenBatch()
+  }
+
+  #indexOfCopyEnd(): number | null {
+    const index = this.#queue.findIndex((entry, at) => at >= this.#head && entry.expected === Expected.copyEnd)
+    return index === -1 ? null : index
+  }
+
+  /** What was sent last belongs to a batch without its Sync. */
+  #endsInOpenBatch(): boolean {
+    const last = this.#queue.findLast((entry) => entry.expected !== Expected.copyEnd)
+    return last !== undefined && !isReadyMaker(last.expected)
+  }
+
+  #remove(index: number): void {
+    this.#queue.splice(index, 1)
+    if (index < this.#flushed) this.#flushed--
   }
 
   #dropCopyEnds(): void {

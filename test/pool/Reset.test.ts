@@ -23,15 +23,19 @@ const statementsIn = (bytes: Buffer): ReadonlyArray<string> => {
 }
 
 /**
- * PostgreSQL's lexer for `"…"` and `'…'` under standard_conforming_strings=on: the one token that begins at `at`, and where
- * it ends. Doubled quotes stand for one.
+ * PostgreSQL's lexer for `"…"`, `'…'` and `E'…'`: the one token that begins at `at`, and where it ends. Doubled quotes stand
+ * for one; in `E'…'`, and in `'…'` where standard_conforming_strings is off, a backslash takes the next character as it is.
  */
-const readQuoted = (sql: string, at: number): readonly [content: string, end: number] => {
-  const quote = sql[at]
+const readQuoted = (sql: string, at: number, conforming = true): readonly [content: string, end: number] => {
+  const escaped = sql.startsWith("E'", at)
+  const start = escaped ? at + 1 : at
+  const quote = sql[start]
   assert.isTrue(quote === '"' || quote === "'", sql)
+  const backslashes = quote === "'" && (escaped || !conforming)
   let content = ""
-  for (let index = at + 1; index < sql.length; index++) {
-    if (sql[index] !== quote) content += sql[index]
+  for (let index = start + 1; index < sql.length; index++) {
+    if (backslashes && sql[index] === "\\") content += sql[++index] ?? ""
+    else if (sql[index] !== quote) content += sql[index]
     else if (sql[index + 1] === quote) content += sql[index++]
     else return [content, index + 1]
   }
@@ -49,25 +53,15 @@ const identifiersIn = (list: string): ReadonlyArray<string> => {
   return names
 }
 
+/** What a SET says, which must be the same whatever standard_conforming_strings is: a client may have set it. */
 const settingIn = (sql: string): readonly [name: string, value: string] => {
   assert.isTrue(sql.startsWith("SET "), sql)
   const [name, end] = readQuoted(sql, 4)
   assert.isTrue(sql.startsWith(" = ", end), sql)
-  const [value, last] = readLiteral(sql, end + 3)
+  const [value, last] = readQuoted(sql, end + 3)
   assert.strictEqual(last, sql.length, "something stands behind the value")
+  assert.deepStrictEqual(readQuoted(sql, end + 3, false), [value, last])
   return [name, value]
-}
-
-/** A literal that reads the same under any standard_conforming_strings: a backslash stands doubled in E'…' or not at all. */
-const readLiteral = (sql: string, at: number): readonly [content: string, end: number] => {
-  if (sql[at] !== "E") {
-    const plain = readQuoted(sql, at)
-    assert.isFalse(plain[0].includes("\\"), sql)
-    return plain
-  }
-  const [escaped, end] = readQuoted(sql, at + 1)
-  assert.match(escaped, /^(?:[^\\]|\\\\)*$/, sql)
-  return [escaped.replaceAll("\\\\", "\\"), end]
 }
 
 const hostile = [
