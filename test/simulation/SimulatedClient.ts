@@ -35,7 +35,6 @@ export class SimulatedClient {
   #batchOpen = false
   /** It changed its session's state: until that is answered, what it asked next would run in the same lease. */
   #awaitsAnswer = false
-  #asked = 0
   #actions: number
   /** It has ended the connection itself, or broken it off: no answer is owed any more. */
   left = false
@@ -113,7 +112,6 @@ export class SimulatedClient {
 
   #simple(sql: string): Buffer {
     this.#owed++
-    this.#asked++
     return query(this.#marked(sql))
   }
 

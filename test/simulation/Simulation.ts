@@ -176,7 +176,9 @@ export const simulate = (seed: number, steps = 220): Outcome => {
   for (let second = 0; second < 60 && clients.some((client) => client.owed > 0); second++) world.pass(1000)
   for (const client of clients) {
     if (client.owed > 0) violations.push(`client ${client.id} still waits for ${client.owed} answers`)
-    if (!client.over) client.mayAct ? client.leave() : client.vanish()
+    if (client.over) continue
+    if (client.mayAct) client.leave()
+    else client.vanish()
   }
   world.settle()
   for (let second = 0; second < 8; second++) world.pass(1000)
@@ -234,4 +236,4 @@ const misfortune = (world: World, postgres: MemoryPostgres.MemoryPostgres): void
   }
 }
 
-const describe = ({ statistics: _, ...pool }: PoolSnapshot): string => JSON.stringify(pool)
+const describe = (pool: PoolSnapshot): string => JSON.stringify({ ...pool, statistics: undefined })
