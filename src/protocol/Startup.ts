@@ -116,7 +116,7 @@ const splitWords = (text: string): ReadonlyArray<string> => {
   let word: string | null = null
   for (let index = 0; index < text.length; index++) {
     const character = text[index]!
-    if (/\s/.test(character)) {
+    if (/[ \t\n\v\f\r]/.test(character)) {
       if (word !== null) words.push(word)
       word = null
     } else if (character === "\\") {
