@@ -117,6 +117,8 @@ NodeRuntime.runMain(main, {
   disableErrorReporting: true,
   teardown: (exit, onExit) =>
     Runtime.defaultTeardown(exit, (code) => {
+      // A pipe that stays open behind the password (`docker run -i … genhash`) would keep the process until it closes.
+      process.stdin.pause()
       if (code === 130) onExit(onEnd.interruptedCode)
       else onExit(code === 0 ? 0 : (onEnd.failedCode ?? code))
     })

@@ -168,7 +168,7 @@ export class Expectations {
 
   /**
    * A whole message of the server's has come, other than an error. Returns whether it goes to the client. Anything that does
-   * not fit the queue leaves it as it is: a notice, a row, or news.
+   * not fit the queue leaves it as it is and goes to the client: a row, a notice, or news that may come at any time.
    */
   onAnswer(type: number): boolean {
     if (type === Backend.readyForQuery) {
@@ -181,7 +181,10 @@ export class Expectations {
     }
     if (type === Backend.commandComplete) this.#copying = false
     const head = this.head
-    if (head === null || !completes(head.expected, type)) return head === null || head.answer !== Answer.drop
+    if (head === null || !completes(head.expected, type)) {
+      // Notifications are for the client, whatever is due; a notice about a message of ours is not.
+      return head === null || head.answer !== Answer.drop || type === Backend.notificationResponse
+    }
     this.#shift()
     return head.answer !== Answer.drop
   }

@@ -4,6 +4,7 @@
  * Plain records in the event loop. It reaches into sessions only through their relays (end at the transaction's border, move,
  * cancel, sweep), and never waits.
  */
+import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { ShuttingDown } from "../errors.ts"
 import type { Transport } from "../net/Transport.ts"
@@ -38,6 +39,7 @@ export class LiveSessions {
   /** Nobody new is let in, and who is there leaves at its transaction's border. */
   draining = false
   readonly #sessions = new Map<Transport, { readonly session: LiveSession; readonly key: CancelKey } | null>()
+  readonly #loggingIn = new Set<() => void>()
   readonly #byTenant = new Map<string, Set<LiveSession>>()
   readonly #cancellation = new Cancellation<Relay>()
 
@@ -91,9 +93,17 @@ export class LiveSessions {
     else relay.cancel()
   }
 
-  /** Every session ends: at once where it is idle, else when its transaction is over. */
+  /** Never succeeds; fails when the draining begins. For those that still log in. */
+  readonly untilDraining: Effect.Effect<never, ShuttingDown> = Effect.callback<never, ShuttingDown>((resume) => {
+    const leave = () => resume(Effect.fail(new ShuttingDown()))
+    this.#loggingIn.add(leave)
+    return Effect.sync(() => this.#loggingIn.delete(leave))
+  })
+
+  /** Every session ends: at once where it is idle or still logs in, else when its transaction is over. */
   drain(): void {
     this.draining = true
+    for (const leave of Array.from(this.#loggingIn)) leave()
     const fault = new ShuttingDown()
     for (const entry of this.#sessions.values()) entry?.session.relay.endAtBorder(fault)
   }

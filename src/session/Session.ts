@@ -60,6 +60,7 @@ const run = Effect.fnUntraced(
     const seconds = house.config.current().LimitSettings.ClientLoginTimeoutSecs
     const client = yield* logIn(house, reader, transport).pipe(
       Effect.raceFirst(reader.gone),
+      Effect.raceFirst(house.live.untilDraining),
       Effect.timeoutOrElse({
         duration: `${seconds} seconds`,
         orElse: () => Effect.fail(new LoginTimedOut({ seconds }))

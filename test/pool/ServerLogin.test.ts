@@ -202,7 +202,9 @@ describe("a server that is not what it should be", () => {
         afterwards(""),
         afterwards("e=other-error"),
         // AuthenticationOk in its place: the man in the middle who knows nothing.
-        () => welcome
+        () => welcome,
+        // The right words in the wrong message.
+        (signature: string) => Buffer.concat([authentication(11, Buffer.from(`v=${signature}`)), welcome])
       ]) {
         const refused = yield* failure(scripted(scramServer({ final })))
         assert.deepStrictEqual([refused.kind, refused.detail.includes("SCRAM signature")], ["refused", true])

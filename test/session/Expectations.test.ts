@@ -204,6 +204,19 @@ describe("the model", () => {
     assert.isTrue(expectations.settled)
   })
 
+  it("what the server notices about a message of ours goes to nobody either", () => {
+    const expectations = new Expectations()
+    expectations.pushExtended(entry(Expected.parse, Answer.drop))
+    expectations.pushExtended(entries.bind)
+    const { bindComplete, noticeResponse, parseComplete } = Backend
+    assert.deepStrictEqual(hear(expectations, noticeResponse, parseComplete, noticeResponse, bindComplete), [
+      false,
+      false,
+      true,
+      true
+    ])
+  })
+
   it("a dropped answer goes to nobody, an error in its place goes to the client", () => {
     const expectations = new Expectations()
     expectations.pushExtended(entry(Expected.parse, Answer.drop))

@@ -33,6 +33,22 @@ describe("ShutdownTimeoutSecs", () => {
     })
   )
 
+  it.effect(
+    "is not waited for by whoever has not logged in yet: a probe that says nothing, a password that is missing",
+    () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings })
+        const probe = perseus.dial()
+        const without = perseus.beginLogin("red")
+        yield* perseus.settle
+        const { down } = yield* beginShutDown(perseus)
+        assert.isTrue(down())
+        assert.deepStrictEqual(probe.heard(), goodbye)
+        assert.deepStrictEqual(without.heard().slice(-2), goodbye)
+        nothingIsOpen(perseus)
+      })
+  )
+
   it.effect("lets transactions end, and tells each client at its border", () =>
     Effect.gen(function* () {
       const perseus = yield* make({ settings })
