@@ -18,7 +18,8 @@ export interface CancelTarget {
 /** Ends when the server has closed. Fails where it cannot be reached: then nothing was asked. No timeout of its own. */
 export const send = (network: Network["Service"], target: CancelTarget): Effect.Effect<void, string> =>
   Effect.acquireUseRelease(
-    network.connect(target),
+    // An acquisition is uninterruptible by itself, and a dead host may not answer for two minutes.
+    Effect.interruptible(network.connect(target)),
     (transport) =>
       Effect.callback<void>((resume) => {
         transport.handler = { onData: () => {}, onDrain: () => {}, onClose: () => resume(Effect.void) }

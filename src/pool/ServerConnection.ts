@@ -120,7 +120,6 @@ export class ServerConnection<Tenant> implements TransportHandler {
   /** Nothing of an earlier session is left: what DISCARD ALL has dropped is dropped here too. */
   forgetSession(): void {
     this.statements.clear()
-    this.turns = 0
   }
 
   onData(chunk: Buffer): void {

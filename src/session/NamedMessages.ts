@@ -6,6 +6,9 @@
  */
 import { Frontend, HEADER_LENGTH, indexOfNul, lengthAt } from "../protocol/Frame.ts"
 
+/** A Bind whose names do not end so far in is the server's to refuse: kept until they do, it would fill the memory. */
+const MAX_NAMES_LENGTH = 0x10000
+
 /** The types whose messages can name a statement. */
 export const mayBeNamed = (type: number): boolean =>
   type === Frontend.parse || type === Frontend.bind || type === Frontend.describe || type === Frontend.close
@@ -16,7 +19,7 @@ export const isNamed = (type: number, chunk: Buffer, at: number, end: number): b
   const whole = end === at + 1 + lengthAt(chunk, at + 1)
   if (type === Frontend.bind) {
     const portalEnd = indexOfNul(chunk, body, end)
-    if (portalEnd === -1 || portalEnd + 1 >= end) return whole ? false : null
+    if (portalEnd === -1 || portalEnd + 1 >= end) return whole || end - body > MAX_NAMES_LENGTH ? false : null
     return chunk[portalEnd + 1] !== 0
   }
   if (type === Frontend.parse) return body < end ? chunk[body] !== 0 : whole ? false : null
@@ -31,7 +34,7 @@ export const namedPart = (type: number, chunk: Buffer, at: number, next: number)
   const portalEnd = indexOfNul(chunk, at + HEADER_LENGTH, end)
   const nameEnd = indexOfNul(chunk, portalEnd + 1, end)
   if (nameEnd !== -1) return chunk.subarray(at, nameEnd + 1)
-  return end === next ? chunk.subarray(at, next) : null
+  return end === next || end - at > MAX_NAMES_LENGTH ? chunk.subarray(at, end) : null
 }
 
 /** Whether a Bind or Describe is of the unnamed statement. `end`: of it, or of the chunk. */

@@ -49,6 +49,9 @@ const HELD_LIMIT = 64 * 1024
 /** A server's message whose body matters (ReadyForQuery, CommandComplete, ParameterStatus, an error) is kept up to this. */
 const CARRIED_LIMIT = 64 * 1024
 
+/** 20 bytes of a Bind can make us send a statement of megabytes: beyond this much the rest waits until the server has taken it. */
+const REWRITTEN_LIMIT = 256 * 1024
+
 /** What a session tells the outside, counted for all sessions together. */
 export interface RelayCounters {
   transactions: number
@@ -176,7 +179,22 @@ export class Relay implements TransportHandler, PoolClient {
     this.#clientGone = true
     // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
     const mayFinish = this.#waiting ? this.#endsInTerminate() : this.#terminating && this.#expectations.serverBusy
-    if (!mayFinish) this.#end(null)
+    if (!mayFinish) return this.#end(null)
+    this.#clientStalled = false
+    if (this.#serverPaused) this.#resumeServer()
+    if (this.#server !== null) this.#sayGoodbye(this.#server)
+  }
+
+  /** The server finishes what was asked and goes, whatever we think that it still owes. */
+  #sayGoodbye(connection: Connection): void {
+    this.#expectations.inDoubt = true
+    connection.transport.write(terminate)
+  }
+
+  /** What it left behind is forwarded: it was whole and ended in a goodbye, or it never will be. */
+  #goneWhileWaiting(): void {
+    if (!this.#terminating) this.#end(null)
+    else if (this.#server !== null) this.#sayGoodbye(this.#server)
   }
 
   #endsInTerminate(): boolean {
@@ -295,6 +313,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#heldNeeded = 0
     this.#statements.beginLease()
     if (this.#held.length > 0) this.#forwardHeld()
+    if (this.#clientGone) return this.#goneWhileWaiting()
     if (!this.#clientStalled) this.#resumeClient()
   }
 
@@ -302,8 +321,14 @@ export class Relay implements TransportHandler, PoolClient {
     this.#waiting = false
     if (this.#ended) return
     this.#refuseHeld(fault)
+    this.#goOn()
+  }
+
+  /** Nothing is leased and nothing waited for: the client is heard again. */
+  #goOn(): void {
     if (!this.#clientStalled) this.#resumeClient()
     this.#advance()
+    if (this.#clientGone && this.state === "idle") this.#end(null)
   }
 
   onServerLost(reason: string): void {
@@ -357,10 +382,11 @@ export class Relay implements TransportHandler, PoolClient {
     const end = chunk.length
     const wasBusy = this.#serverBusy
     let rewritten: Array<Buffer> | null = null
+    let added = 0
     let at = Math.min(this.#clientRest, end)
     let from = 0
     this.#clientRest -= at
-    while (at < end) {
+    while (at < end && added < REWRITTEN_LIMIT) {
       if (end - at < HEADER_LENGTH) break
       const type = chunk[at]!
       const length = lengthAt(chunk, at + 1)
@@ -382,7 +408,10 @@ export class Relay implements TransportHandler, PoolClient {
           const replacement = this.#rewrite(type, message, length)
           rewritten ??= []
           if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
-          rewritten.push(...replacement)
+          for (const part of replacement) {
+            rewritten.push(part)
+            added += part.length
+          }
           from = at + message.length
         }
       }
@@ -572,6 +601,8 @@ export class Relay implements TransportHandler, PoolClient {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     this.#countState(error.sqlState)
     this.#statements.dropUnnamed()
+    // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
+    if (error.sqlState === "0A000" || error.sqlState === "26000") this.#server!.stateKnown = false
     if (isFatal(error)) this.#serverSaidFatal = true
   }
 
@@ -605,6 +636,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   onServerDrain(): void {
     this.#resumeClient()
+    if (this.#held.length > 0 && this.#held.length >= this.#heldNeeded) this.#forwardHeld()
   }
 
   // ---- back-pressure
@@ -669,7 +701,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (this.#waiting) this.#pool.leave(this)
     this.#waiting = false
     this.#move()
-    this.#advance()
+    this.#goOn()
   }
 
   #move(): void {
