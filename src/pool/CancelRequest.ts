@@ -15,14 +15,18 @@ export interface CancelTarget {
   readonly secretKey: Buffer
 }
 
-/** Ends when the server has closed. Fails where it cannot be reached: then nothing was asked. No timeout of its own. */
-export const send = (network: Network["Service"], target: CancelTarget): Effect.Effect<void, string> =>
+/**
+ * Ends when the server has closed; true where that was in good order, so that no signal can come any more. Fails where the
+ * server cannot be reached: then nothing was asked. No timeout of its own.
+ */
+export const send = (network: Network["Service"], target: CancelTarget): Effect.Effect<boolean, string> =>
   Effect.acquireUseRelease(
     // An acquisition is uninterruptible by itself, and a dead host may not answer for two minutes.
     Effect.interruptible(network.connect(target)),
     (transport) =>
-      Effect.callback<void>((resume) => {
-        transport.handler = { onData: () => {}, onDrain: () => {}, onClose: () => resume(Effect.void) }
+      Effect.callback<boolean>((resume) => {
+        const onClose = (reason: string | null) => resume(Effect.succeed(reason === null))
+        transport.handler = { onData: () => {}, onDrain: () => {}, onClose }
         transport.write(cancelRequest(target.processId, target.secretKey))
       }),
     (transport) => Effect.sync(() => transport.destroy())

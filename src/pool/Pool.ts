@@ -34,7 +34,7 @@ import { QUANTUM, type Waiter } from "./WaitQueue.ts"
  */
 const HANDOVER_MIN_AGE_MS = 50
 
-const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1 }
+const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1, commands: [0] }
 
 export interface Destination extends Target {
   /** As the row spells it: the metrics' `dest_host`. */
@@ -73,6 +73,8 @@ export class Pool {
   /** Groups that would open a connection if there were room. */
   readonly #starved = new Set<CredentialGroup>()
   #opening = 0
+  /** Of the connections. */
+  #closingCount = 0
   readonly #reachability = new Reachability()
   /** Raised when the destination comes back: it may report other parameters then. */
   #epoch = 0
@@ -266,7 +268,6 @@ export class Pool {
         processId: connection.processId,
         secretKey: connection.secretKey
       }).pipe(
-        Effect.as(true),
         Effect.timeoutOrElse({ duration: `${timeout} seconds`, orElse: () => Effect.succeed(false) }),
         Effect.catch(() => Effect.succeed(true)),
         Effect.onExit((exit) => Effect.sync(() => this.#cancelEnded(connection, exit._tag === "Success" && exit.value)))
@@ -658,9 +659,7 @@ export class Pool {
   }
 
   #liveCount(): number {
-    let closing = 0
-    for (const connection of this.#connections) if (connection.state === "closing") closing++
-    return this.#connections.size - closing
+    return this.#connections.size - this.#closingCount
   }
 
   #expired(since: number, seconds: number, now: number): boolean {
@@ -672,6 +671,7 @@ export class Pool {
     if (connection.state === "closing") return
     if (connection.state === "idle") this.#removeIdle(connection)
     connection.state = "closing"
+    this.#closingCount++
     connection.deadline = this.#now() + this.#settings.ConnCloseTimeoutSecs * 1000
     connection.transport.end(terminate)
   }
@@ -685,12 +685,14 @@ export class Pool {
   #lost(connection: Connection): void {
     if (connection.state === "idle") this.#removeIdle(connection)
     this.#unhold(connection)
+    if (connection.state !== "closing") this.#closingCount++
     connection.state = "closing"
     this.#forget(connection)
   }
 
   #forget(connection: Connection): void {
     if (!this.#connections.delete(connection)) return
+    this.#closingCount--
     const group = this.#groupOf(connection)
     group.open--
     this.#setTenant(connection, null)

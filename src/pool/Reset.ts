@@ -53,6 +53,11 @@ const reset = (name: string): Buffer => runUnnamed(`RESET ${quoteIdentifier(name
 export interface Conversation {
   readonly bytes: Buffer
   readonly readyForQueries: number
+  /**
+   * How many commands must be complete before each ReadyForQuery, where none failed. Answers that do not fit are another's:
+   * one that was counted wrongly must not pass for the success of a switch.
+   */
+  readonly commands: ReadonlyArray<number>
 }
 
 const forget = Buffer.concat([runUnnamed("RESET ALL"), sync, runUnnamed("DISCARD ALL")])
@@ -60,7 +65,8 @@ const forget = Buffer.concat([runUnnamed("RESET ALL"), sync, runUnnamed("DISCARD
 /** All of it, from whatever state: for another tenant, or where the state is not known. `path` has at least one schema. */
 export const switchTo = (path: ReadonlyArray<string>, settings: ClientSettings): Conversation => ({
   bytes: Buffer.concat([forget, setPath(path), ...settings.list.map(set), sync]),
-  readyForQueries: 2
+  readyForQueries: 2,
+  commands: [1, 2 + settings.list.length]
 })
 
 /**
@@ -73,5 +79,9 @@ export const differences = (from: ClientSettings, to: ClientSettings): Conversat
   const resets = from.list.filter(([name]) => name === "client_encoding" || !wanted.has(name))
   const sets = to.list.filter(([name, value]) => name === "client_encoding" || before.get(name) !== value)
   const putOff = resets.toSorted(([a], [b]) => rank(b) - rank(a)).map(([name]) => reset(name))
-  return { bytes: Buffer.concat([...putOff, ...sets.map(set), sync]), readyForQueries: 1 }
+  return {
+    bytes: Buffer.concat([...putOff, ...sets.map(set), sync]),
+    readyForQueries: 1,
+    commands: [putOff.length + sets.length]
+  }
 }

@@ -43,6 +43,10 @@ const CONVERSATION_FRAME_LIMIT = 1024 * 1024
 
 interface RunningConversation {
   remaining: number
+  /** Commands completed since the last ReadyForQuery. */
+  completed: number
+  /** How many there must be before each ReadyForQuery to come. */
+  readonly commands: Array<number>
   error: ReceivedError | null
   readonly done: (end: ConversationEnd) => void
 }
@@ -101,6 +105,8 @@ export class ServerConnection<Tenant> implements TransportHandler {
     this.deadline = deadline
     this.#conversation = {
       remaining: conversation.readyForQueries,
+      completed: 0,
+      commands: [...conversation.commands],
       error: null,
       done
     }
@@ -129,9 +135,11 @@ export class ServerConnection<Tenant> implements TransportHandler {
     }
     const frames = this.#collector.push(chunk)
     if (frames === null) return this.#lose("the server sent an impossible message length")
+    // A conversation that begins while this chunk is heard is not answered in it.
+    const conversation = this.#conversation
     for (const frame of frames) {
-      if (this.#conversation === null) this.#hearWhileIdle(frame)
-      else this.#hear(this.#conversation, frame)
+      if (conversation !== null && conversation === this.#conversation) this.#hear(conversation, frame)
+      else this.#hearWhileIdle(frame)
     }
   }
 
@@ -149,7 +157,14 @@ export class ServerConnection<Tenant> implements TransportHandler {
 
   #hear(conversation: RunningConversation, frame: Frame): void {
     switch (frame.type) {
+      case Backend.commandComplete:
+        conversation.completed++
+        return
       case Backend.readyForQuery:
+        if (conversation.error === null && conversation.completed !== conversation.commands.shift()) {
+          return this.#lose("the server's answers do not fit what it was asked")
+        }
+        conversation.completed = 0
         if (--conversation.remaining > 0) return
         if (conversation.error !== null) this.#endConversation({ _tag: "Refused", error: conversation.error })
         else if (frame.body[0] === TransactionStatus.idle) this.#endConversation({ _tag: "Done" })

@@ -11,7 +11,8 @@ import type { Transport } from "../net/Transport.ts"
 import type { Place } from "../pool/Pools.ts"
 import type { Identity } from "../tenant/Authenticator.ts"
 import { Cancellation, type CancelKey } from "./Cancellation.ts"
-import type { Relay, RelayCounters } from "./Relay.ts"
+import type { Relay } from "./Relay.ts"
+import { SessionCounters } from "./SessionCounters.ts"
 
 /** A session behind its login. What its row says, and where that puts it, may change while it lives. */
 export class LiveSession {
@@ -33,7 +34,7 @@ export class LiveSession {
 }
 
 export class LiveSessions {
-  readonly counters: RelayCounters = { transactions: 0, errorsBySqlState: new Map<string, number>() }
+  readonly counters = new SessionCounters()
   readonly logins = new Map<string, number>()
   cancelsWithoutEffect = 0
   /** Nobody new is let in, and who is there leaves at its transaction's border. */
@@ -114,11 +115,6 @@ export class LiveSessions {
 
   countLogin(outcome: string): void {
     this.logins.set(outcome, (this.logins.get(outcome) ?? 0) + 1)
-  }
-
-  countError(sqlState: string): void {
-    const counts = this.counters.errorsBySqlState
-    counts.set(sqlState, (counts.get(sqlState) ?? 0) + 1)
   }
 
   /** Clients by what they are at. */

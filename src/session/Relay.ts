@@ -37,6 +37,7 @@ import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
 import { HeldBytes } from "./HeldBytes.ts"
 import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
+import type { SessionCounters } from "./SessionCounters.ts"
 import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
 
 /**
@@ -52,12 +53,6 @@ const CARRIED_LIMIT = 64 * 1024
 /** 20 bytes of a Bind can make us send a statement of megabytes: beyond this much the rest waits until the server has taken it. */
 const REWRITTEN_LIMIT = 256 * 1024
 
-/** What a session tells the outside, counted for all sessions together. */
-export interface RelayCounters {
-  transactions: number
-  errorsBySqlState: Map<string, number>
-}
-
 export interface RelayOptions {
   readonly client: Transport
   readonly pool: Pool
@@ -65,7 +60,7 @@ export interface RelayOptions {
   readonly settings: ClientSettings
   readonly limits: () => LimitSettings
   readonly now: () => number
-  readonly counters: RelayCounters
+  readonly counters: SessionCounters
   /** Called once: null when the client has left, a fault when the session cannot go on. */
   readonly onEnd: (fault: SessionFault | null) => void
 }
@@ -80,7 +75,7 @@ export class Relay implements TransportHandler, PoolClient {
   #tenant: PoolTenant
   readonly #limits: () => LimitSettings
   readonly #now: () => number
-  readonly #counters: RelayCounters
+  readonly #counters: SessionCounters
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
   /** Settings that the server reported as changed in this lease. */
@@ -293,7 +288,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (this.#held.length === 0) return
     if (fault.severity === "FATAL") return this.#end(fault)
     const held = this.#held.peek()
-    this.#countState(fault.sqlState)
+    this.#counters.countError(fault.sqlState)
     const simple = held[0] === Frontend.query || held[0] === Frontend.functionCall
     if (simple) this.#drop(lengthAt(held, 1))
     else this.#droppingToSync = true
@@ -599,7 +594,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   #hearError(chunk: Buffer, at: number, next: number): void {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
-    this.#countState(error.sqlState)
+    this.#counters.countError(error.sqlState)
     this.#statements.dropUnnamed()
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
     if (error.sqlState === "0A000" || error.sqlState === "26000") this.#server!.stateKnown = false
@@ -756,11 +751,6 @@ export class Relay implements TransportHandler, PoolClient {
     this.#server = null
     if (this.#serverPaused) connection.transport.resume()
     this.#pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
-  }
-
-  #countState(sqlState: string): void {
-    const counts = this.#counters.errorsBySqlState
-    counts.set(sqlState, (counts.get(sqlState) ?? 0) + 1)
   }
 }
 

@@ -189,7 +189,7 @@ const relay = (
 /** The last words to the client, and the log's line. */
 const tell = (house: House, transport: Transport, fault: SessionFault): Effect.Effect<void> =>
   Effect.suspend(() => {
-    house.live.countError(fault.sqlState)
+    house.live.counters.countError(fault.sqlState)
     transport.end(
       errorResponse({
         severity: "FATAL",
