@@ -37,6 +37,8 @@ export class LiveSessions {
   readonly counters = new SessionCounters()
   readonly logins = new Map<string, number>()
   cancelsWithoutEffect = 0
+  /** Rows that have changed so far. */
+  rowChanges = 0
   /** Nobody new is let in, and who is there leaves at its transaction's border. */
   draining = false
   readonly #sessions = new Map<Transport, { readonly session: LiveSession; readonly key: CancelKey } | null>()

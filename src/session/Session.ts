@@ -41,6 +41,8 @@ export interface House {
   readonly pools: Pools["Service"]
   readonly clock: Clock.Clock
   readonly live: LiveSessions
+  /** Looks at the session's row again: it may have changed while the client logged in, when nobody could be told. */
+  readonly recheck: (session: LiveSession) => void
 }
 
 /** Ends when the client has gone or was told why it must go. Never fails. */
@@ -97,6 +99,8 @@ interface LoggedInClient {
   readonly placeScope: Scope.Closeable
   readonly scope: Scope.Scope
   readonly parameters: Buffer
+  /** What `rowChanges` was before the row was looked up. */
+  readonly rowChanges: number
 }
 
 /** Null where the connection was for a cancel, which is done. */
@@ -118,6 +122,7 @@ const logIn = Effect.fnUntraced(function* (
   if (request.unknownProtocolOptions !== null) {
     transport.write(negotiateProtocolVersion(PROTOCOL_3_0, request.unknownProtocolOptions))
   }
+  const { rowChanges } = house.live
   const identity = yield* house.authenticator.login(request.key, request.user, askPassword(reader, transport))
   const full = tenantIsFull(house, identity)
   if (full !== null) return yield* full
@@ -125,7 +130,7 @@ const logIn = Effect.fnUntraced(function* (
   const placeScope = yield* Scope.fork(scope)
   const place = yield* Scope.provide(house.pools.place(identity.placement), placeScope)
   const parameters = yield* place.pool.greeting(place.tenant, request.settings)
-  return { request, identity, place, placeScope, scope, parameters }
+  return { request, identity, place, placeScope, scope, parameters, rowChanges }
 })
 
 const tenantIsFull = (house: House, { placement }: Identity): TooManyClients | null => {
@@ -160,7 +165,7 @@ const relay = (
   house: House,
   reader: ByteReader,
   transport: Transport,
-  { request, identity, place, placeScope, scope, parameters }: LoggedInClient
+  { request, identity, place, placeScope, scope, parameters, rowChanges }: LoggedInClient
 ): Effect.Effect<void, SessionFault> =>
   Effect.callback<void, SessionFault>((resume) => {
     // Again: others of its tenant may have come in while it waited for its greeting.
@@ -176,13 +181,15 @@ const relay = (
       counters: house.live.counters,
       onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
     })
-    const key = house.live.logIn(transport, new LiveSession(pump, identity, place, placeScope, scope))
+    const session = new LiveSession(pump, identity, place, placeScope, scope)
+    const key = house.live.logIn(transport, session)
     house.live.countLogin("ok")
     transport.write(
       Buffer.concat([authenticationOk, parameters, backendKeyData(key.processId, key.secretKey), readyForQueryIdle])
     )
     pump.start(reader.takeRest())
     if (house.live.draining) pump.endAtBorder(new ShuttingDown())
+    if (house.live.rowChanges !== rowChanges) house.recheck(session)
     return Effect.sync(() => pump.dispose())
   }).pipe(Effect.annotateLogs({ tenant: identity.placement.tenantKey }))
 

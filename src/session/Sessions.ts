@@ -46,12 +46,14 @@ export class Sessions extends Context.Service<
       const config = yield* LiveConfig
       const repo = yield* AuthRepo
       const clock = yield* Clock.Clock
+      const forkRecheck = yield* FiberSet.runtime(yield* FiberSet.make<void>())()
       const house: House = {
         config,
         authenticator: yield* Authenticator,
         pools: yield* Pools,
         clock,
-        live: new LiveSessions()
+        live: new LiveSessions(),
+        recheck: (session) => void forkRecheck(followTenant(house, repo, new Set([session])))
       }
       const { live } = house
       const fibers = yield* FiberSet.make<void>()
@@ -100,6 +102,7 @@ const warnOfCut = (count: number): Effect.Effect<void> =>
 
 /** A row has changed: what that means for the sessions that live by it. */
 const follow = (house: House, repo: AuthRepo["Service"], change: AuthChange): Effect.Effect<void> => {
+  house.live.rowChanges++
   const tenants = change._tag === "Row" ? [house.live.ofTenant(tenantName(change.key))] : house.live.byTenant()
   return Effect.forEach(tenants, (sessions) => followTenant(house, repo, sessions), { discard: true })
 }

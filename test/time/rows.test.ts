@@ -70,6 +70,23 @@ describe("a row", () => {
   )
 })
 
+describe("a row that changes while its client logs in", () => {
+  it.effect("holds for that client too, however late its greeting comes", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      perseus.postgres.stallAt("startup")
+      const client = perseus.beginLogin("red")
+      yield* perseus.settle
+      client.heard()
+      perseus.repo.remove(red)
+      yield* perseus.settle
+      perseus.postgres.proceed()
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard().slice(-2), ["FATAL 57P01", "closed"])
+    })
+  )
+})
+
 describe("a new dest_pass_enc", () => {
   it.effect("serves its sessions by new connections, and the old are closed as they come back", () =>
     Effect.gen(function* () {
