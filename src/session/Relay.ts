@@ -353,7 +353,7 @@ export class Relay implements TransportHandler, PoolClient {
       this.#serverPaused = false
       connection.transport.resume()
     }
-    if (this.#expectations.inDoubt) {
+    if (this.#expectations.inDoubt || this.#serverSaidFatal) {
       this.#expectations.clear()
       this.#pool.discard(connection, false)
     } else this.#pool.give(connection)
@@ -571,9 +571,12 @@ export class Relay implements TransportHandler, PoolClient {
       case Backend.commandComplete:
         this.#hearCommand(chunk, at, next)
         return this.#expectations.onAnswer(type)
-      case Backend.errorResponse:
+      case Backend.errorResponse: {
+        const atBorder = this.#expectations.settled && this.#status === TransactionStatus.idle
         this.#hearError(chunk, at, next)
-        return this.#expectations.onError()
+        // A server that goes says so behind an answer that was complete: that is no concern of this client's.
+        return !(atBorder && this.#serverSaidFatal) && this.#expectations.onError()
+      }
       case Backend.parameterStatus:
         this.#hearParameter(chunk, at, next)
         return true
