@@ -6,7 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
-import { ignoreAll, type Transport, type TransportHandler } from "./Transport.ts"
+import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
 
 /** Bytes that one read from a server takes at most; all server sockets share one such buffer (DESIGN: static reads). */
 const READ_BUFFER_LENGTH = 64 * 1024
@@ -19,6 +19,7 @@ class SocketTransport implements Transport {
   handler: TransportHandler = ignoreAll
   readonly remote: string
   readonly local: boolean
+  readonly tls: TlsState | null = null
   readonly #socket: Net.Socket
   #over = false
 

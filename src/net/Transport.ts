@@ -15,11 +15,23 @@ export interface TransportHandler {
   onClose(reason: string | null): void
 }
 
+/** What TLS tells each end of the other. */
+export interface TlsState {
+  /** An authority of ours vouches for the peer's certificate, and for its name where a name was asked for. */
+  readonly peerVerified: boolean
+  /** The common name in the peer's verified certificate; null where it showed none. */
+  readonly peerCommonName: string | null
+  /** `tls-server-end-point` (RFC 5929 §4) of the server end's certificate; null where its signature has no hash defined. */
+  readonly serverEndPoint: Buffer | null
+}
+
 export interface Transport {
   /** "host:port" of the peer, for logs. */
   readonly remote: string
   /** Nobody else on the network can read along: loopback or memory. Secrets in clear text are for these alone. */
   readonly local: boolean
+  /** Null: in clear. */
+  readonly tls: TlsState | null
   handler: TransportHandler
   /** False: the peer is slow, stop until `onDrain`. Nothing is refused or lost either way. */
   write(bytes: Uint8Array): boolean

@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { Network, type ListenAddress, type Listening } from "../net/Network.ts"
-import { ignoreAll, type Transport, type TransportHandler } from "../net/Transport.ts"
+import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "../net/Transport.ts"
 
 const DEFAULT_HIGH_WATER_MARK = 64 * 1024
 const FIRST_FREE_PORT = 49_152
@@ -75,6 +75,7 @@ class MemoryTransport implements Transport {
   handler: TransportHandler = ignoreAll
   readonly remote: string
   readonly local = true
+  readonly tls: TlsState | null = null
   readonly #options: Behaviour
   readonly #onOver: () => void
   #peer: MemoryTransport = this

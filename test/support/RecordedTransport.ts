@@ -4,13 +4,14 @@
  * Delivers at once and never by itself. Strict as a socket with a shared read buffer: what it delivers is overwritten when
  * `onData` returns, and it delivers nothing while it is paused.
  */
-import { ignoreAll, type Transport, type TransportHandler } from "../../src/net/Transport.ts"
+import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "../../src/net/Transport.ts"
 
 const OVERWRITTEN = 0xaa
 
 export class RecordedTransport implements Transport {
   readonly remote = "test:1"
   readonly local: boolean
+  readonly tls: TlsState | null = null
   handler: TransportHandler = ignoreAll
   closed = false
   destroyed = false
