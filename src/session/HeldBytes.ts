@@ -36,3 +36,27 @@ export class HeldBytes {
     this.#length = 0
   }
 }
+
+/** What all waiting clients together may have sent ahead, beyond the share that each has anyway. */
+const ALLOWANCE = 64 * 1024 * 1024
+/** And one of them alone: the rest of a message longer than this is left in the network. */
+const ALLOWANCE_PER_CLIENT = 4 * 1024 * 1024
+
+/**
+ * Lets a waiting client be read on, so that its leaving is noticed: the end of a stream comes behind all that was sent before
+ * it, and a socket that is not read never hears of it. Shared by all sessions, so that ten thousand of them fill no memory.
+ */
+export class HeldAllowance {
+  #left = ALLOWANCE
+
+  /** What is claimed is given back. False: there is no more to have. */
+  claim(bytes: number, claimed: number): boolean {
+    if (claimed + bytes > ALLOWANCE_PER_CLIENT || bytes > this.#left) return false
+    this.#left -= bytes
+    return true
+  }
+
+  giveBack(bytes: number): void {
+    this.#left += bytes
+  }
+}

@@ -12,6 +12,7 @@ import type { Place } from "../pool/Pools.ts"
 import type { Identity } from "../tenant/Authenticator.ts"
 import { Cancellation, type CancelKey } from "./Cancellation.ts"
 import type { Relay } from "./Relay.ts"
+import { HeldAllowance } from "./HeldBytes.ts"
 import { SessionCounters } from "./SessionCounters.ts"
 
 /** A session behind its login. What its row says, and where that puts it, may change while it lives. */
@@ -35,6 +36,7 @@ export class LiveSession {
 
 export class LiveSessions {
   readonly counters = new SessionCounters()
+  readonly allowance = new HeldAllowance()
   readonly logins = new Map<string, number>()
   cancelsWithoutEffect = 0
   /** Rows that have changed so far. */

@@ -35,7 +35,7 @@ import {
 import { terminate } from "../protocol/Frontend.ts"
 import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
-import { HeldBytes } from "./HeldBytes.ts"
+import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
 import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
 import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
@@ -45,7 +45,7 @@ import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
  * and stops holds nothing. Longer ones stream.
  */
 const WHOLE_MESSAGE_LIMIT = 16 * 1024
-/** While it waits for a connection a client may send this much more; then it is not read until it has one. */
+/** While it waits for a connection a client may always send this much more; beyond it only while there is an allowance. */
 const HELD_LIMIT = 64 * 1024
 /** A server's message whose body matters (ReadyForQuery, CommandComplete, ParameterStatus, an error) is kept up to this. */
 const CARRIED_LIMIT = 64 * 1024
@@ -61,6 +61,7 @@ export interface RelayOptions {
   readonly limits: () => LimitSettings
   readonly now: () => number
   readonly counters: SessionCounters
+  readonly allowance: HeldAllowance
   /** Called once: null when the client has left, a fault when the session cannot go on. */
   readonly onEnd: (fault: SessionFault | null) => void
 }
@@ -76,6 +77,7 @@ export class Relay implements TransportHandler, PoolClient {
   readonly #limits: () => LimitSettings
   readonly #now: () => number
   readonly #counters: SessionCounters
+  readonly #allowance: HeldAllowance
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
   /** Settings that the server reported as changed in this lease. */
@@ -96,6 +98,8 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Bytes of the client that were not forwarded: a part of a message, or all that came while it waited. */
   readonly #held = new HeldBytes()
+  /** Of the allowance, while it waits. */
+  #claimed = 0
   /** Looking at the held bytes again is in vain before there are this many. */
   #heldNeeded = 0
   /** Bytes of a client's message still to come, which are forwarded (leased) or dropped (not leased). */
@@ -127,6 +131,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#limits = options.limits
     this.#now = options.now
     this.#counters = options.counters
+    this.#allowance = options.allowance
     this.#onEnd = options.onEnd
   }
 
@@ -158,8 +163,21 @@ export class Relay implements TransportHandler, PoolClient {
       return
     }
     this.#held.append(chunk)
-    if (!this.#waiting) this.#advance()
-    else if (this.#held.length > HELD_LIMIT) this.#pauseClient()
+    if (this.#waiting) this.#readOnWithin(chunk.length)
+    else this.#advance()
+  }
+
+  /** A client that waits is read for as long as may be, for its leaving comes behind all that it has sent. */
+  #readOnWithin(bytes: number): void {
+    if (this.#held.length <= HELD_LIMIT) return
+    if (this.#allowance.claim(bytes, this.#claimed)) this.#claimed += bytes
+    else this.#pauseClient()
+  }
+
+  #stopWaiting(): void {
+    this.#waiting = false
+    this.#allowance.giveBack(this.#claimed)
+    this.#claimed = 0
   }
 
   onDrain(): void {
@@ -278,8 +296,8 @@ export class Relay implements TransportHandler, PoolClient {
     }
     this.#waiting = true
     const fault = this.#pool.wait(this)
-    if (fault !== null) this.#waiting = false
-    else if (this.#waiting && this.#held.length > HELD_LIMIT) this.#pauseClient()
+    if (fault !== null) this.#stopWaiting()
+    else if (this.#waiting) this.#readOnWithin(this.#held.length)
     return fault
   }
 
@@ -299,7 +317,7 @@ export class Relay implements TransportHandler, PoolClient {
   // ---- the lease
 
   onGranted(connection: Connection): void {
-    this.#waiting = false
+    this.#stopWaiting()
     this.#server = connection
     this.#status = TransactionStatus.idle
     this.#serverSaidFatal = false
@@ -313,7 +331,7 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   onRefused(fault: SessionFault): void {
-    this.#waiting = false
+    this.#stopWaiting()
     if (this.#ended) return
     this.#refuseHeld(fault)
     this.#goOn()
@@ -697,7 +715,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (this.#server !== null) return
     // Where it waits now, what it waits for may never come.
     if (this.#waiting) this.#pool.leave(this)
-    this.#waiting = false
+    this.#stopWaiting()
     this.#move()
     this.#goOn()
   }
@@ -745,7 +763,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (this.#ended) return
     this.#ended = true
     if (this.#waiting) {
-      this.#waiting = false
+      this.#stopWaiting()
       this.#pool.leave(this)
     }
     this.#held.clear()

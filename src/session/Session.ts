@@ -179,6 +179,7 @@ const relay = (
       limits: () => house.config.current().LimitSettings,
       now: () => house.clock.currentTimeMillisUnsafe(),
       counters: house.live.counters,
+      allowance: house.live.allowance,
       onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
     })
     const session = new LiveSession(pump, identity, place, placeScope, scope)

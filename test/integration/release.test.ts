@@ -78,6 +78,21 @@ describe("a client that vanishes", () => {
       assert.deepStrictEqual(rowsOf(yield* holder.query("SELECT count(*) FROM t")), ["0"])
     })
   )
+
+  it.live("while it waits leaves the queue at once, whatever it had sent ahead", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const holder = yield* perseus.login("red")
+      yield* holder.query("BEGIN")
+      for (let round = 0; round < 30; round++) {
+        const waiter = yield* perseus.login("red")
+        waiter.sendAndEnd(query(`SELECT length('${"x".repeat(3 * 1024 * 1024)}')`))
+        yield* waiter.closed()
+        yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 0)
+      }
+      assert.deepStrictEqual(rowsOf(yield* holder.query("SELECT 'mine'")), ["mine"])
+    })
+  )
 })
 
 describe("a client that says goodbye", () => {
