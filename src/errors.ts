@@ -121,6 +121,7 @@ export type LoginRefusal =
   | "row has a NULL column"
   | "hash is malformed"
   | "dest_host is malformed"
+  | "pool_mode is malformed"
   | "no password sent"
 
 /** Wrong tenant, user or password: the same words for all three. */
@@ -336,6 +337,59 @@ export class QueryTimedOut
   }
 }
 
+/** A client may not keep its connection: `PoolSettings.MaxPinned` are kept already. What it had made there is gone. */
+export class TooManyPinned
+  extends Data.TaggedError("TooManyPinned")<{
+    readonly holds: ReadonlyArray<string>
+  }>
+  implements ClientFault
+{
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.tooManyConnections
+  readonly logLevel = "Warn"
+  readonly retrySafe = true
+  readonly hint = "Undo what binds a session to its connection, use session mode for this tenant, or raise MaxPinned."
+  get clientMessage() {
+    return `too many connections are bound to one client already; this one has: ${this.holds.join(", ")}`
+  }
+  override get message() {
+    return this.clientMessage
+  }
+}
+
+/** With `Pinning: "off"`: a statement that needs a connection of its client's own. */
+export class NeedsSession
+  extends Data.TaggedError("NeedsSession")<{
+    readonly need: string
+  }>
+  implements ClientFault
+{
+  readonly severity = "ERROR"
+  readonly sqlState = SqlState.featureNotSupported
+  readonly logLevel = "Info"
+  readonly retrySafe = false
+  readonly hint = 'Use pool mode session for this tenant, or let connections be pinned (PoolSettings.Pinning "auto").'
+  get clientMessage() {
+    return `not available on a connection that is shared between transactions: ${this.need}`
+  }
+  override get message() {
+    return this.clientMessage
+  }
+}
+
+/** A transaction block in statement mode. */
+export class TransactionRefused extends Data.TaggedError("TransactionRefused") implements ClientFault {
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.featureNotSupported
+  readonly logLevel = "Info"
+  readonly retrySafe = false
+  readonly hint = "Use pool mode transaction for clients that need transactions of several statements."
+  readonly clientMessage = "transaction blocks are not allowed in pool mode statement"
+  override get message() {
+    return this.clientMessage
+  }
+}
+
 /** The service is going down. */
 export class ShuttingDown extends Data.TaggedError("ShuttingDown") implements ClientFault {
   readonly severity = "FATAL"
@@ -396,6 +450,9 @@ export type SessionFault =
   | ServerConnectionLost
   | IdleInTransactionTimedOut
   | QueryTimedOut
+  | NeedsSession
+  | TooManyPinned
+  | TransactionRefused
   | ShuttingDown
   | TenantRevoked
   | SettingRefused

@@ -64,7 +64,7 @@ const clientFaults = (): ReadonlyArray<ReadonlyArray<string>> => {
 // ---- metrics -----------------------------------------------------------------------------------------------------
 
 const metrics = (): ReadonlyArray<ReadonlyArray<string>> => {
-  const pool = { maxOpen: 0, open: 0, idle: 0, inUse: 0, closing: 0, opening: 0, waiting: 0 }
+  const pool = { maxOpen: 0, open: 0, idle: 0, inUse: 0, closing: 0, pinned: 0, opening: 0, waiting: 0 }
   const text = format(
     {
       pools: [{ destHost: "host", destDb: "db", ...pool, statistics: new PoolStatistics() }],

@@ -128,7 +128,24 @@ const PoolKeys = {
       allowed: '"discard" or "reconnect"',
       about: "How a server connection forgets its last tenant: DISCARD ALL, or a new connection."
     }
-  })
+  }),
+  Mode: Schema.Literals(["transaction", "session", "statement"]).annotate({
+    note: {
+      kind: "string",
+      allowed: '"transaction", "session" or "statement"',
+      about: "For how long a client keeps a server connection. A tenant's own: the column pool_mode of perseus_auth."
+    }
+  }),
+  Pinning: Schema.Literals(["auto", "off"]).annotate({
+    note: {
+      kind: "string",
+      allowed: '"auto" or "off"',
+      about: "Whether a client keeps its connection while it has LISTEN, temporary tables and the like; off: refused."
+    }
+  }),
+  PinningNotice: boolean("A client whose connection is pinned is told so by a NOTICE."),
+  MaxPinned: integer("Server connections that may be pinned at once; -1: half of MaxOpen.", -1),
+  MaxPreparedStatements: integer("Prepared statements kept on a server connection; 0: they are not followed.", 0)
 }
 
 const PoolSettings = Schema.Struct({
@@ -137,7 +154,12 @@ const PoolSettings = Schema.Struct({
   MaxLifetimeSecs: orElse(PoolKeys.MaxLifetimeSecs, 0),
   MaxIdletimeSecs: orElse(PoolKeys.MaxIdletimeSecs, 0),
   ExtraSchemas: orElse(PoolKeys.ExtraSchemas, []),
-  TenantSwitch: orElse(PoolKeys.TenantSwitch, "discard")
+  TenantSwitch: orElse(PoolKeys.TenantSwitch, "discard"),
+  Mode: orElse(PoolKeys.Mode, "transaction"),
+  Pinning: orElse(PoolKeys.Pinning, "auto"),
+  PinningNotice: orElse(PoolKeys.PinningNotice, false),
+  MaxPinned: orElse(PoolKeys.MaxPinned, -1),
+  MaxPreparedStatements: orElse(PoolKeys.MaxPreparedStatements, 200)
 })
 
 const OverrideSettings = Schema.Record(

@@ -16,14 +16,28 @@ import type * as Scope from "effect/Scope"
 import type { LimitSettings, PoolSettings, ServerSettings } from "../config/PerseusConfig.ts"
 import { AcquireTimedOut, DestinationUnreachable, SettingRefused, ShuttingDown, type SessionFault } from "../errors.ts"
 import type { Network } from "../net/Network.ts"
+import type { ReceivedError } from "../protocol/Backend.ts"
 import { emptyQuery, terminate } from "../protocol/Frontend.ts"
 import * as CancelRequest from "./CancelRequest.ts"
 import type { Credential } from "./Credential.ts"
 import * as Greeting from "./Greeting.ts"
-import { CredentialGroup, PoolTenant, type Connection, type PoolClient } from "./PoolTenant.ts"
+import * as Inspection from "./Inspection.ts"
+import { CredentialGroup, PoolTenant, Usage, type Connection, type Mode, type PoolClient } from "./PoolTenant.ts"
 import { PoolStatistics, type PoolSnapshot } from "./PoolStatistics.ts"
 import { Reachability, refusedAgain } from "./Reachability.ts"
-import { differences, switchTo, type ClientSettings, type Conversation } from "./Reset.ts"
+import {
+  differences,
+  differInRole,
+  forgetAll,
+  noSettings,
+  restore,
+  safeFloor,
+  sessionFloor,
+  switchTo,
+  type ClientSettings,
+  type Conversation,
+  type Floor
+} from "./Reset.ts"
 import { ServerConnection, type ConversationEnd, type LoggedIn } from "./ServerConnection.ts"
 import { ConnectFailure, openAndLogIn, type Target } from "./ServerLogin.ts"
 import { QUANTUM, type Waiter } from "./WaitQueue.ts"
@@ -48,6 +62,8 @@ export interface TenantPlacement {
   readonly credential: Credential
   /** What the row says of the password: the ciphertext. */
   readonly secret: string
+  /** The row's own; null: the pool's. */
+  readonly mode: Mode | null
 }
 
 export interface PoolLimits {
@@ -68,6 +84,9 @@ export class Pool {
   readonly #connections = new Set<Connection>()
   readonly #groups = new Map<string, CredentialGroup>()
   readonly #tenants = new Map<string, PoolTenant>()
+  /** By the tenant's key as `perseus_auth` has it. */
+  readonly #usages = new Map<string, Usage>()
+  #pinnedCount = 0
   /** Clients for whom a connection is being prepared; null inside: the client has gone meanwhile. */
   readonly #preparations = new Map<PoolClient, { client: PoolClient | null }>()
   /** Groups that would open a connection if there were room. */
@@ -117,24 +136,56 @@ export class Pool {
     return `${this.destination.label}/${this.destination.database}`
   }
 
+  /** Prepared statements that a connection may have; 0: they are not followed. */
+  get maxPreparedStatements(): number {
+    return this.#settings.MaxPreparedStatements
+  }
+
+  /** A client that needs one connection keeps it. */
+  get pins(): boolean {
+    return this.#settings.Pinning === "auto"
+  }
+
+  get pinningNotice(): boolean {
+    return this.#settings.PinningNotice
+  }
+
   // ---- tenants
 
   /**
-   * The tenant's place in this pool. Give it back with `release`. Where its secret is another than it was, connections with
-   * the old one are of an old generation: they finish what they are at, and are closed.
+   * The tenant's place in this pool, for clients with these settings. Give it back with `release`. Where its secret is another
+   * than it was, connections with the old one are of an old generation: they finish what they are at, and are closed.
    */
-  retain({ tenantKey, schema, credential, secret }: TenantPlacement): PoolTenant {
-    const before = this.#tenants.get(tenantKey)
-    if (before !== undefined && before.secret === secret) {
+  retain(placement: TenantPlacement, settings: ClientSettings): PoolTenant {
+    const { tenantKey, schema, credential, secret } = placement
+    const mode = placement.mode ?? this.#settings.Mode
+    const path = this.#pathOf(schema)
+    const floor = mode === "session" ? sessionFloor(path, settings) : safeFloor
+    const key = floor === safeFloor ? tenantKey : JSON.stringify([tenantKey, floor])
+    const before = this.#tenants.get(key)
+    if (before !== undefined && before.secret === secret && before.mode === mode) {
       before.references++
       return before
     }
-    if (before !== undefined) this.retire(before.group)
-    const tenant = new PoolTenant(tenantKey, schema, this.#pathOf(schema), secret, this.#group(credential))
-    tenant.group.tenants++
+    if (before !== undefined && before.secret !== secret) this.retire(before.group)
+    const { fingerprint } = credential
+    const group = this.#group(floor === safeFloor ? fingerprint : JSON.stringify([fingerprint, key]), credential, floor)
+    const tenant = new PoolTenant(key, this.#usage(tenantKey), mode, schema, path, secret, group)
+    if (floor !== safeFloor) group.owner = tenant
+    group.tenants++
     tenant.references++
-    this.#tenants.set(tenantKey, tenant)
+    this.#tenants.set(key, tenant)
     return tenant
+  }
+
+  #usage(tenantKey: string): Usage {
+    let usage = this.#usages.get(tenantKey)
+    if (usage === undefined) {
+      usage = new Usage(tenantKey)
+      this.#usages.set(tenantKey, usage)
+    }
+    usage.references++
+    return usage
   }
 
   #pathOf(schema: string): ReadonlyArray<string> {
@@ -144,6 +195,7 @@ export class Pool {
   /** ExtraSchemas have changed: connections with the old path are set anew before they are lent. */
   #setPaths(): void {
     for (const tenant of this.#tenants.values()) {
+      if (tenant.mode === "session") continue
       tenant.path = this.#pathOf(tenant.schema)
       tenant.greetings.clear()
     }
@@ -153,22 +205,23 @@ export class Pool {
   release(tenant: PoolTenant): void {
     if (--tenant.references > 0) return
     if (this.#tenants.get(tenant.key) === tenant) this.#tenants.delete(tenant.key)
+    if (--tenant.usage.references === 0) this.#usages.delete(tenant.usage.tenantKey)
     tenant.group.tenants--
     this.#dropGroupIfUnused(tenant.group)
   }
 
-  #group(credential: Credential): CredentialGroup {
-    let group = this.#groups.get(credential.fingerprint)
+  #group(key: string, credential: Credential, floor: Floor): CredentialGroup {
+    let group = this.#groups.get(key)
     if (group === undefined) {
-      group = new CredentialGroup(credential)
-      this.#groups.set(credential.fingerprint, group)
+      group = new CredentialGroup(key, credential, floor)
+      this.#groups.set(key, group)
     }
     return group
   }
 
   #dropGroupIfUnused(group: CredentialGroup): void {
     if (group.tenants > 0 || group.open > 0 || group.opening > 0) return
-    this.#groups.delete(group.credential.fingerprint)
+    this.#groups.delete(group.key)
     this.#starved.delete(group)
   }
 
@@ -181,13 +234,16 @@ export class Pool {
   }
 
   /** A row's secret changed: connections with the old one finish what they are at and are closed. */
-  retire(group: CredentialGroup): void {
-    group.generation++
-    group.refusal = null
+  retire({ credential: { fingerprint } }: CredentialGroup): void {
     for (const connection of this.#connections) {
-      if (connection.credential.fingerprint === group.credential.fingerprint) connection.retired = true
+      if (connection.group.credential.fingerprint === fingerprint) connection.retired = true
     }
-    for (const connection of group.idle) this.#close(connection)
+    for (const group of Array.from(this.#groups.values())) {
+      if (group.credential.fingerprint !== fingerprint) continue
+      group.generation++
+      group.refusal = null
+      for (const connection of group.idle) this.#close(connection)
+    }
   }
 
   // ---- a lease
@@ -232,7 +288,7 @@ export class Pool {
     this.#preparations.delete(client)
   }
 
-  /** The lease is over and the connection clean: nothing unanswered, no transaction. */
+  /** The lease is over: nothing unanswered, no transaction. */
   give(connection: Connection): void {
     connection.lessee = null
     this.#unhold(connection)
@@ -249,7 +305,58 @@ export class Pool {
     if (stopQuery) this.cancel(connection)
     this.#close(connection)
     // Its tenant may have been waiting for a lease of its own to end.
-    this.#serve(this.#groupOf(connection))
+    this.#serve(connection.group)
+  }
+
+  /**
+   * Asks the server what the lease has left on its connection. The lease goes on; the client hears nothing of the server until
+   * it is told, once: null where the connection is gone, which the pool knows then.
+   */
+  inspect(
+    connection: Connection,
+    client: PoolClient,
+    questions: Inspection.Questions,
+    done: (findings: Inspection.Findings | null) => void
+  ): void {
+    const answer = new Inspection.Answer(questions, connection.group.credential.user)
+    this.statistics.inspections++
+    this.#askBetween(connection, client, Inspection.inspection(questions, answer.read), (fine) =>
+      done(fine ? answer.findings : null)
+    )
+  }
+
+  /** Sets path and settings again on a connection that its client keeps. As `inspect`. */
+  restore(connection: Connection, client: PoolClient, done: (fine: boolean) => void): void {
+    this.#askBetween(connection, client, restore(client.tenant.path, client.settings), done)
+  }
+
+  #askBetween(
+    connection: Connection,
+    client: PoolClient,
+    conversation: Conversation,
+    done: (fine: boolean) => void
+  ): void {
+    connection.lessee = null
+    connection.converse(conversation, this.#now() + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
+      const fine = end._tag === "Done"
+      if (fine) connection.lessee = client
+      else if (end._tag !== "Lost") {
+        this.#unhold(connection)
+        this.#close(connection)
+      }
+      done(fine)
+    })
+  }
+
+  /** The connection stays with its client between transactions. False where no more may. */
+  pin(connection: Connection): boolean {
+    if (connection.pinned) return true
+    const { MaxPinned, MaxOpen } = this.#settings
+    const limit = MaxPinned >= 0 ? MaxPinned : MaxOpen > 0 ? Math.floor(MaxOpen / 2) : Number.POSITIVE_INFINITY
+    if (this.#pinnedCount >= limit) return false
+    this.#pinnedCount++
+    connection.pinned = true
+    return true
   }
 
   /**
@@ -287,25 +394,32 @@ export class Pool {
     connection.holder = client.tenant
     connection.lessee = client
     connection.turns++
-    client.tenant.leased++
+    client.tenant.usage.leased++
     this.statistics.leases++
   }
 
   #unhold(connection: Connection): void {
+    if (connection.pinned) {
+      connection.pinned = false
+      this.#pinnedCount--
+    }
     if (connection.holder === null) return
-    connection.holder.leased--
+    connection.holder.usage.leased--
     connection.holder = null
   }
 
   #mayLease(tenant: PoolTenant): boolean {
     const limit = this.#limits.MaxServersPerTenant
-    return limit <= 0 || tenant.leased < limit
+    return limit <= 0 || tenant.usage.leased < limit
   }
 
   /** What has to be said to the server before this client may have the connection; null: nothing. */
   #needs(connection: Connection, tenant: PoolTenant, settings: ClientSettings): Conversation | null {
     if (connection.tenant !== tenant || !connection.stateKnown) return switchTo(tenant.path, settings)
-    if (connection.settings.key !== settings.key) return differences(connection.settings, settings)
+    if (connection.settings.key !== settings.key && tenant.mode !== "session") {
+      const { settings: before } = connection
+      return differInRole(before, settings) ? switchTo(tenant.path, settings) : differences(before, settings)
+    }
     const checkAfter = this.#limits.ServerCheckDelaySecs * 1000
     return checkAfter > 0 && this.#now() - connection.idleSince >= checkAfter ? checkConversation : null
   }
@@ -349,7 +463,11 @@ export class Pool {
   #settle(connection: Connection): void {
     const now = this.#now()
     if (this.#mustClose(connection, now)) return this.#close(connection)
-    const group = this.#groupOf(connection)
+    if (connection.mustReset) {
+      // What DISCARD ALL leaves must not meet another tenant there.
+      return this.#settings.TenantSwitch === "discard" ? this.#reset(connection, now) : this.#close(connection)
+    }
+    const { group } = connection
     if (this.#visitLasts(connection, group)) return this.#grant(connection, group.queue.take(connection.tenant!.lane)!)
     if (connection.turns >= QUANTUM && connection.tenant?.group === group) group.queue.endTurn(connection.tenant.lane)
     if (this.#handOverSlot(connection, group, now)) return this.#close(connection)
@@ -358,6 +476,27 @@ export class Pool {
     if (!this.#maySwitch(connection, tenant)) return this.#close(connection)
     this.#beginVisit(connection, tenant)
     this.#grant(connection, group.queue.take(tenant.lane)!)
+  }
+
+  /** Now, and not when it is next lent: what its last client held is in others' way. */
+  #reset(connection: Connection, now: number): void {
+    connection.state = "resetting"
+    connection.converse(forgetAll, now + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
+      if (end._tag === "Lost") return
+      if (end._tag !== "Done") return this.#close(connection)
+      connection.mustReset = false
+      this.#putOnFloor(connection)
+      this.#settle(connection)
+    })
+  }
+
+  /** Nothing is on the connection but what it was opened with. */
+  #putOnFloor(connection: Connection): void {
+    const { owner } = connection.group
+    connection.forgetSession()
+    connection.settings = noSettings
+    connection.stateKnown = owner !== null
+    this.#setTenant(connection, owner)
   }
 
   /** The connection's tenant has clients waiting and its quantum is not used up. */
@@ -403,7 +542,7 @@ export class Pool {
   #prepare(connection: Connection, client: PoolClient, conversation: Conversation, now: number): void {
     const { tenant, settings, waiter } = client
     const { path } = tenant
-    const full = connection.tenant !== tenant || !connection.stateKnown
+    const full = conversation.forgets === true
     if (full) this.statistics.tenantSwitches++
     else if (conversation === checkConversation) this.statistics.checks++
     else this.statistics.settingChanges++
@@ -412,7 +551,7 @@ export class Pool {
     connection.holder = tenant
     const preparation: { client: PoolClient | null } = { client }
     this.#preparations.set(client, preparation)
-    tenant.leased++
+    tenant.usage.leased++
     // Its last session may end before the answer comes; the tenant is still ours then.
     tenant.references++
     connection.converse(conversation, now + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
@@ -444,7 +583,7 @@ export class Pool {
         return client.onGranted(connection)
       case "Refused":
         this.#close(connection)
-        return client?.onRefused(new SettingRefused({ sqlState: end.error.sqlState, clientMessage: end.error.message }))
+        return client?.onRefused(settingRefused(end.error))
       case "TimedOut":
         this.#close(connection)
         return client?.onRefused(
@@ -452,7 +591,8 @@ export class Pool {
         )
       case "Lost":
         // Nothing of the client's was sent, so it does not notice: another connection, at the head of the queue.
-        if (connection.tenant === null) this.#connectFailed(this.#groupOf(connection), "unreachable", end.reason)
+        if (connection.tenant === null)
+          this.#connectFailed(connection.group, new ConnectFailure({ kind: "unreachable", detail: end.reason }))
         if (client !== null) this.#waitAgain(client, since)
     }
   }
@@ -467,7 +607,7 @@ export class Pool {
   // ---- idle connections
 
   #makeIdle(connection: Connection, now: number): void {
-    const group = this.#groupOf(connection)
+    const group = connection.group
     connection.state = "idle"
     connection.idleSince = now
     group.idle.add(connection)
@@ -476,7 +616,7 @@ export class Pool {
   }
 
   #removeIdle(connection: Connection): void {
-    this.#groupOf(connection).idle.delete(connection)
+    connection.group.idle.delete(connection)
     const idle = connection.tenant?.idle
     if (idle === undefined) return
     const at = idle.lastIndexOf(connection)
@@ -554,7 +694,7 @@ export class Pool {
     const policy = { allowTrust: this.#server.AllowTrust, allowClearText: this.#server.AllowClearText }
     group.opening++
     this.#opening++
-    const login = openAndLogIn(this.#network, this.destination, group.credential, policy).pipe(
+    const login = openAndLogIn(this.#network, this.destination, group.credential, policy, group.floor).pipe(
       Effect.timeoutOrElse({
         duration: `${timeout} seconds`,
         orElse: () =>
@@ -576,7 +716,7 @@ export class Pool {
             onSuccess: (loggedIn) => Effect.sync(() => this.#opened(group, generation, loggedIn)),
             onFailure: (failure) =>
               this.#logFailure(failure).pipe(
-                Effect.andThen(Effect.sync(() => this.#connectFailed(group, failure.kind, failure.detail, startedAt)))
+                Effect.andThen(Effect.sync(() => this.#connectFailed(group, failure, startedAt)))
               )
           })
         )
@@ -590,7 +730,7 @@ export class Pool {
 
   #opened(group: CredentialGroup, generation: number, login: LoggedIn): void {
     if (this.#closing) return login.transport.end(terminate)
-    const connection: Connection = new ServerConnection(login, this.#now(), (lost) => this.#lost(lost))
+    const connection: Connection = new ServerConnection(login, group, this.#now(), (lost) => this.#lost(lost))
     this.#connections.add(connection)
     group.open++
     group.refusal = null
@@ -600,17 +740,22 @@ export class Pool {
     }
     this.statistics.opened++
     if (generation !== group.generation) connection.retired = true
+    this.#putOnFloor(connection)
     // The server may have gone between its last word and now.
     if (login.transport.closed) return this.#lost(connection)
     this.#settle(connection)
     this.#ensureOpening(group)
   }
 
-  #connectFailed(group: CredentialGroup, kind: ConnectFailure["kind"], detail: string, startedAt = this.#now()): void {
+  #connectFailed(group: CredentialGroup, failure: ConnectFailure, startedAt = this.#now()): void {
     const now = this.#now()
-    const fault = this.#unreachable(detail)
     this.statistics.connectFailures++
-    if (kind === "refused") group.refusal = refusedAgain(group.refusal, fault, now)
+    // Only a client in session mode has settings of its own in the startup packet.
+    if (group.owner !== null && failure.error !== undefined && /^(22|42)/.test(failure.error.sqlState)) {
+      return this.#refuseAll(group, settingRefused(failure.error))
+    }
+    const fault = this.#unreachable(failure.detail)
+    if (failure.kind === "refused") group.refusal = refusedAgain(group.refusal, fault, now)
     else this.#reachability.failed(fault, startedAt, now, this.#settings.ConnCreateTimeoutSecs * 1000)
     for (const waiting of this.#groups.values()) this.#refuseInVain(waiting, now)
     this.#dropGroupIfUnused(group)
@@ -632,16 +777,19 @@ export class Pool {
   #hasUsable(group: CredentialGroup): boolean {
     if (group.open === 0) return false
     for (const connection of this.#connections) {
-      const ofGroup = connection.credential.fingerprint === group.credential.fingerprint
-      if (ofGroup && !connection.retired && connection.state !== "closing") return true
+      if (connection.group === group && !connection.retired && connection.state !== "closing") return true
     }
     return false
   }
 
   #refuseInVain(group: CredentialGroup, now: number): void {
     const fault = this.#inVain(group, now)
-    if (fault === null) return
+    if (fault !== null) this.#refuseAll(group, fault)
+  }
+
+  #refuseAll(group: CredentialGroup, fault: SessionFault): void {
     for (const waiter of group.queue.takeOlderThan(Number.POSITIVE_INFINITY)) waiter.client.onRefused(fault)
+    this.#dropGroupIfUnused(group)
   }
 
   #unreachable(detail: string): DestinationUnreachable {
@@ -693,7 +841,7 @@ export class Pool {
   #forget(connection: Connection): void {
     if (!this.#connections.delete(connection)) return
     this.#closingCount--
-    const group = this.#groupOf(connection)
+    const group = connection.group
     group.open--
     this.#setTenant(connection, null)
     // A copy: who finds no room is put back, and would be met again.
@@ -701,10 +849,6 @@ export class Pool {
     this.#serve(group)
     this.#dropGroupIfUnused(group)
     if (this.#connections.size === 0) this.#onEmpty?.()
-  }
-
-  #groupOf(connection: Connection): CredentialGroup {
-    return this.#group(connection.credential)
   }
 
   // ---- the passing of time
@@ -798,6 +942,7 @@ export class Pool {
       idle,
       inUse: this.#connections.size - idle - closing,
       closing,
+      pinned: this.#pinnedCount,
       opening: this.#opening,
       waiting,
       statistics: this.statistics
@@ -833,3 +978,6 @@ export class Pool {
     })
   }
 }
+
+const settingRefused = ({ sqlState, message }: ReceivedError): SettingRefused =>
+  new SettingRefused({ sqlState, clientMessage: message })

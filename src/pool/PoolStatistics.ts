@@ -24,6 +24,7 @@ export class PoolStatistics {
   tenantSwitches = 0
   settingChanges = 0
   checks = 0
+  inspections = 0
   cancelsForwarded = 0
   acquireTimeouts = 0
   discarded = 0
@@ -48,6 +49,7 @@ export interface PoolSnapshot {
   readonly idle: number
   readonly inUse: number
   readonly closing: number
+  readonly pinned: number
   readonly opening: number
   readonly waiting: number
   readonly statistics: PoolStatistics

@@ -1,17 +1,18 @@
 /**
  * A tenant as its pool knows it: the path, who waits, what is lent and what lies idle with its path set. And the group of all
- * tenants that are logged in as the same `dest_user`, who share connections.
+ * tenants that are logged in as the same `dest_user`, who share connections. In session mode tenant and group are those of
+ * one tenant's clients with the same settings: a connection of theirs is opened with these, and serves nobody else.
  *
  * Plain records: the Pool alone changes them.
  */
 import type { SessionFault } from "../errors.ts"
 import type { Credential } from "./Credential.ts"
 import type { Refusal } from "./Reachability.ts"
-import type { ClientSettings } from "./Reset.ts"
+import { safeFloor, type ClientSettings, type Floor } from "./Reset.ts"
 import type { Lessee, ServerConnection } from "./ServerConnection.ts"
 import { Lane, WaitQueue, type Waiter } from "./WaitQueue.ts"
 
-export type Connection = ServerConnection<PoolTenant>
+export type Connection = ServerConnection<PoolTenant, CredentialGroup>
 
 /** Somebody who wants a connection for a transaction. Called in the event loop; must not throw. */
 export interface PoolClient extends Lessee {
@@ -25,7 +26,12 @@ export interface PoolClient extends Lessee {
 }
 
 export class CredentialGroup {
+  /** Under which the pool keeps it. */
+  readonly key: string
   readonly credential: Credential
+  readonly floor: Floor
+  /** Its only tenant, where that is in session mode: its connections carry this tenant's path from their login on. */
+  owner: PoolTenant | null = null
   readonly queue = new WaitQueue<PoolTenant, PoolClient>()
   /** Idle connections, the longest idle first. */
   readonly idle = new Set<Connection>()
@@ -39,13 +45,32 @@ export class CredentialGroup {
   refusal: Refusal | null = null
   tenants = 0
 
-  constructor(credential: Credential) {
+  constructor(key: string, credential: Credential, floor: Floor = safeFloor) {
+    this.key = key
     this.credential = credential
+    this.floor = floor
+  }
+}
+
+/** For how long a client keeps the connection that it is lent. */
+export type Mode = "transaction" | "session" | "statement"
+
+/** Connections that one tenant of `perseus_auth` holds now, in whatever mode. */
+export class Usage {
+  readonly tenantKey: string
+  leased = 0
+  /** PoolTenants that count here. */
+  references = 0
+
+  constructor(tenantKey: string) {
+    this.tenantKey = tenantKey
   }
 }
 
 export class PoolTenant {
   readonly key: string
+  readonly usage: Usage
+  readonly mode: Mode
   readonly schema: string
   /** The schema, and those that are added behind it. */
   path: ReadonlyArray<string>
@@ -56,15 +81,23 @@ export class PoolTenant {
   readonly lane: Lane<PoolTenant, PoolClient> = new Lane<PoolTenant, PoolClient>(this)
   /** Idle connections with this tenant's path, the last used at the end. */
   readonly idle: Array<Connection> = []
-  /** Connections that it holds now. */
-  leased = 0
   /** Sessions and connections that refer to it. */
   references = 0
   /** ParameterStatus messages for a login with these settings, by their key. */
   readonly greetings = new Map<string, { readonly bytes: Buffer; readonly epoch: number }>()
 
-  constructor(key: string, schema: string, path: ReadonlyArray<string>, secret: string, group: CredentialGroup) {
+  constructor(
+    key: string,
+    usage: Usage,
+    mode: Mode,
+    schema: string,
+    path: ReadonlyArray<string>,
+    secret: string,
+    group: CredentialGroup
+  ) {
     this.key = key
+    this.usage = usage
+    this.mode = mode
     this.schema = schema
     this.path = path
     this.secret = secret

@@ -18,6 +18,7 @@ import { Network } from "../net/Network.ts"
 import { Pool, type Destination, type PoolLimits, type TenantPlacement } from "./Pool.ts"
 import type { PoolSnapshot } from "./PoolStatistics.ts"
 import type { PoolTenant } from "./PoolTenant.ts"
+import type { ClientSettings } from "./Reset.ts"
 
 /** How late a timeout may be; looking through 10 000 sessions takes 0.1 ms. */
 export const SWEEP_PERIOD_MS = 100
@@ -38,8 +39,8 @@ export interface Place {
 export class Pools extends Context.Service<
   Pools,
   {
-    /** The tenant's place in its pool, until the scope is closed. */
-    readonly place: (placement: Placement) => Effect.Effect<Place, never, Scope.Scope>
+    /** The tenant's place in its pool, for clients with these settings, until the scope is closed. */
+    readonly place: (placement: Placement, settings: ClientSettings) => Effect.Effect<Place, never, Scope.Scope>
     readonly snapshots: () => ReadonlyArray<PoolSnapshot>
   }
 >()("perseus/pool/Pools") {
@@ -84,12 +85,12 @@ export class Pools extends Context.Service<
       )
 
       return Pools.of({
-        place: (placement) =>
+        place: (placement, settings) =>
           Effect.flatMap(RcMap.get(byDestination, encodeKey(placement.destination)), (pool) =>
             Effect.acquireRelease(
               Effect.sync(() => ({
                 pool,
-                tenant: pool.retain(placement)
+                tenant: pool.retain(placement, settings)
               })),
               ({ tenant }) => Effect.sync(() => pool.release(tenant))
             )

@@ -21,7 +21,9 @@ export interface ClientSettings {
 
 export const noSettings: ClientSettings = { key: "", list: [] }
 
-const rank = (name: string): number => (name === "client_encoding" ? 1 : 0)
+/** In this order they are set: under another role the others may not be allowed, and in another encoding not be read. */
+const rank = (name: string): number => setLast.indexOf(name)
+const setLast = ["session_authorization", "role", "client_encoding"]
 
 /** Parameter names are not case-sensitive; of two values for one name the later holds. */
 export const clientSettings = (given: Iterable<readonly [name: string, value: string]>): ClientSettings => {
@@ -36,16 +38,44 @@ export const clientSettings = (given: Iterable<readonly [name: string, value: st
 export const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
 /** The same whatever `standard_conforming_strings` says, which is a client's to set: a backslash is always written as E'\\\\'. */
-const quoteLiteral = (value: string): string => {
+export const quoteLiteral = (value: string): string => {
   const quoted = `'${value.replaceAll("'", "''")}'`
   return value.includes("\\") ? `E${quoted.replaceAll("\\", "\\\\")}` : quoted
 }
 
-const setPath = (schemas: ReadonlyArray<string>): Buffer =>
-  runUnnamed(`SET search_path = ${schemas.map(quoteIdentifier).join(", ")}`)
+/** A path as one value: what the startup packet carries, and what the server reports. */
+const pathList = (schemas: ReadonlyArray<string>): string => schemas.map(quoteIdentifier).join(", ")
+
+/** What a connection's startup packet carries beside user and database: what RESET and DISCARD return to. */
+export type Floor = ReadonlyArray<readonly [name: string, value: string]>
+
+/**
+ * Under every shared connection: startup values outrank `ALTER ROLE … SET`. Whatever goes wrong falls to no schema at all,
+ * never to a neighbour's.
+ */
+export const safeFloor: Floor = [
+  ["search_path", ""],
+  ["standard_conforming_strings", "on"],
+  ["client_encoding", "UTF8"]
+]
+
+/** Under the connection of a client in session mode: its own path and settings. */
+export const sessionFloor = (path: ReadonlyArray<string>, settings: ClientSettings): Floor => [
+  ["search_path", pathList(path)],
+  ...settings.list
+]
+
+const setPath = (schemas: ReadonlyArray<string>): Buffer => runUnnamed(`SET search_path = ${pathList(schemas)}`)
+
+/** A literal for one of these is one name; what a client gave for it at startup, and what the server shows, is a list. */
+const namesLists = /^(temp_tablespaces|local_preload_libraries|session_preload_libraries)$/
 
 const set = ([name, value]: readonly [string, string]): Buffer =>
-  runUnnamed(`SET ${quoteIdentifier(name)} = ${quoteLiteral(value)}`)
+  runUnnamed(
+    namesLists.test(name)
+      ? `SELECT pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, false)`
+      : `SET ${quoteIdentifier(name)} = ${quoteLiteral(value)}`
+  )
 
 const reset = (name: string): Buffer => runUnnamed(`RESET ${quoteIdentifier(name)}`)
 
@@ -58,16 +88,43 @@ export interface Conversation {
    * one that was counted wrongly must not pass for the success of a switch.
    */
   readonly commands: ReadonlyArray<number>
+  /** Behind it nothing of an earlier session is left. */
+  readonly forgets?: true
+  /** Told the body of each DataRow. */
+  readonly onRow?: (row: Buffer) => void
 }
 
 const forget = Buffer.concat([runUnnamed("RESET ALL"), sync, runUnnamed("DISCARD ALL")])
+
+/** For a connection that comes back with more on it than settings: its locks and channels must not outlive their client. */
+export const forgetAll: Conversation = {
+  bytes: Buffer.concat([forget, sync]),
+  readyForQueries: 2,
+  commands: [1, 1],
+  forgets: true
+}
+
+/** The path and the settings again, on a connection that keeps all else: its client has said RESET or DISCARD. */
+export const restore = (path: ReadonlyArray<string>, settings: ClientSettings): Conversation => ({
+  bytes: Buffer.concat([setPath(path), ...settings.list.map(set), sync]),
+  readyForQueries: 1,
+  commands: [1 + settings.list.length]
+})
 
 /** All of it, from whatever state: for another tenant, or where the state is not known. `path` has at least one schema. */
 export const switchTo = (path: ReadonlyArray<string>, settings: ClientSettings): Conversation => ({
   bytes: Buffer.concat([forget, setPath(path), ...settings.list.map(set), sync]),
   readyForQueries: 2,
-  commands: [1, 2 + settings.list.length]
+  commands: [1, 2 + settings.list.length],
+  forgets: true
 })
+
+/** Another role may not be allowed to set what the next one wants: between these everything is reset. */
+export const differInRole = (from: ClientSettings, to: ClientSettings): boolean =>
+  roleOf(from) !== roleOf(to) || (roleOf(to) !== "[]" && from.key !== to.key)
+
+const roleOf = ({ list }: ClientSettings): string =>
+  JSON.stringify(list.filter(([name]) => name === "role" || name === "session_authorization"))
 
 /**
  * Only what differs, for a connection of this tenant whose state is known. What is sent is UTF-8, so a `client_encoding` of the

@@ -8,7 +8,6 @@
 import type { Transport, TransportHandler } from "../net/Transport.ts"
 import { decodeError, decodeParameterStatus, isFatal, type ReceivedError } from "../protocol/Backend.ts"
 import { Backend, FrameCollector, TransactionStatus, type Frame } from "../protocol/Frame.ts"
-import type { Credential } from "./Credential.ts"
 import { noSettings, type ClientSettings, type Conversation } from "./Reset.ts"
 
 /** Who holds the connection. Called in the event loop; must not throw. */
@@ -30,7 +29,6 @@ export type ConversationEnd =
 /** What a login leaves behind. */
 export interface LoggedIn {
   readonly transport: Transport
-  readonly credential: Credential
   readonly processId: number
   readonly secretKey: Buffer
   readonly parameters: Map<string, string>
@@ -48,14 +46,20 @@ interface RunningConversation {
   /** How many there must be before each ReadyForQuery to come. */
   readonly commands: Array<number>
   error: ReceivedError | null
+  readonly onRow: ((row: Buffer) => void) | undefined
   readonly done: (end: ConversationEnd) => void
 }
 
-export type ServerState = "idle" | "leased" | "preparing" | "cancelling" | "closing"
+/**
+ * `leased` also while its server is asked what the lease left behind; `preparing` for a client that waits; `resetting` for
+ * nobody yet.
+ */
+export type ServerState = "idle" | "leased" | "preparing" | "resetting" | "cancelling" | "closing"
 
-export class ServerConnection<Tenant> implements TransportHandler {
+export class ServerConnection<Tenant, Group> implements TransportHandler {
   readonly transport: Transport
-  readonly credential: Credential
+  /** Those that it may serve. */
+  readonly group: Group
   readonly processId: number
   readonly secretKey: Buffer
   /** As the server last reported them. */
@@ -74,6 +78,10 @@ export class ServerConnection<Tenant> implements TransportHandler {
   settings: ClientSettings = noSettings
   /** False where a client ran SET, RESET, DISCARD or the like: then all of its state is set anew before it is lent. */
   stateKnown = false
+  /** It may have locks, channels or the like: they are to go when it comes back, not when it is next lent. */
+  mustReset = false
+  /** It stays with its client between transactions, and counts against MaxPinned. */
+  pinned = false
   /** Transactions since its last tenant switch. */
   turns = 0
   /** Statements that it has prepared: what they say, to the name they have there. In order of use. */
@@ -82,14 +90,19 @@ export class ServerConnection<Tenant> implements TransportHandler {
   /** When what it is at must be over, on the clock's milliseconds. */
   deadline = Number.POSITIVE_INFINITY
   lessee: Lessee | null = null
-  readonly #onLost: (connection: ServerConnection<Tenant>) => void
+  readonly #onLost: (connection: ServerConnection<Tenant, Group>) => void
   #conversation: RunningConversation | null = null
   readonly #collector = new FrameCollector(CONVERSATION_FRAME_LIMIT)
   #lastWords: ReceivedError | null = null
 
-  constructor(login: LoggedIn, now: number, onLost: (connection: ServerConnection<Tenant>) => void) {
+  constructor(
+    login: LoggedIn,
+    group: Group,
+    now: number,
+    onLost: (connection: ServerConnection<Tenant, Group>) => void
+  ) {
     this.transport = login.transport
-    this.credential = login.credential
+    this.group = group
     this.processId = login.processId
     this.secretKey = login.secretKey
     this.parameters = login.parameters
@@ -108,6 +121,7 @@ export class ServerConnection<Tenant> implements TransportHandler {
       completed: 0,
       commands: [...conversation.commands],
       error: null,
+      onRow: conversation.onRow,
       done
     }
     this.transport.write(conversation.bytes)
@@ -159,6 +173,9 @@ export class ServerConnection<Tenant> implements TransportHandler {
     switch (frame.type) {
       case Backend.commandComplete:
         conversation.completed++
+        return
+      case Backend.dataRow:
+        conversation.onRow?.(frame.body)
         return
       case Backend.readyForQuery:
         if (conversation.error === null && conversation.completed !== conversation.commands.shift()) {

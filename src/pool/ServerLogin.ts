@@ -16,26 +16,18 @@ import {
   decodeBackendKeyData,
   decodeError,
   decodeParameterStatus,
-  type AuthenticationRequest
+  type AuthenticationRequest,
+  type ReceivedError
 } from "../protocol/Backend.ts"
 import { Backend } from "../protocol/Frame.ts"
 import { passwordMessage, saslInitialResponse, saslResponse, startupMessage } from "../protocol/Frontend.ts"
 import * as Scram from "../protocol/Scram.ts"
 import type { Credential } from "./Credential.ts"
+import { safeFloor, type Floor } from "./Reset.ts"
 import type { LoggedIn } from "./ServerConnection.ts"
 
 /** Messages during a login are short; PostgreSQL's own clients take up to 30 000 bytes. */
 const LOGIN_FRAME_LIMIT = 64 * 1024
-
-/**
- * A floor under everything: startup values outrank `ALTER ROLE … SET` and are what RESET and DISCARD return to. Whatever goes
- * wrong falls to no schema at all, never to a neighbour's.
- */
-const safeFloor: ReadonlyArray<readonly [string, string]> = [
-  ["search_path", ""],
-  ["standard_conforming_strings", "on"],
-  ["client_encoding", "UTF8"]
-]
 
 /** What a server may ask for. */
 export interface Policy {
@@ -54,6 +46,8 @@ export class ConnectFailure extends Data.TaggedError("ConnectFailure")<{
   readonly kind: "unreachable" | "refused"
   /** Words for the log; the server's own where it gave some. */
   readonly detail: string
+  /** The server's, where it gave one. */
+  readonly error?: ReceivedError
 }> {
   override get message() {
     return this.detail
@@ -81,11 +75,12 @@ export const openAndLogIn = (
   network: Network["Service"],
   target: Target,
   credential: Credential,
-  policy: Policy
+  policy: Policy,
+  floor: Floor = safeFloor
 ): Effect.Effect<LoggedIn, ConnectFailure> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(restore(Effect.mapError(network.connect(target), unreachable)), (transport) =>
-      restore(logIn(transport, target.database, credential, policy)).pipe(
+      restore(logIn(transport, target.database, credential, policy, floor)).pipe(
         Effect.onError(() => Effect.sync(() => transport.destroy()))
       )
     )
@@ -95,12 +90,13 @@ const logIn = Effect.fnUntraced(function* (
   transport: Transport,
   database: string,
   credential: Credential,
-  policy: Policy
+  policy: Policy,
+  floor: Floor
 ): Effect.fn.Return<LoggedIn, ConnectFailure> {
   const reader = new ByteReader(transport)
-  transport.write(startupMessage([["user", credential.user], ["database", database], ...safeFloor]))
+  transport.write(startupMessage([["user", credential.user], ["database", database], ...floor]))
   yield* authenticate(reader, transport, credential, policy)
-  return yield* untilReady(reader, transport, credential)
+  return yield* untilReady(reader, transport)
 })
 
 /** The next message that belongs to the login; notices are passed over, an error ends it. */
@@ -112,7 +108,8 @@ const nextFrame = Effect.fnUntraced(function* (reader: ByteReader) {
     const error = decodeError(frame.body)
     return yield* new ConnectFailure({
       kind: lasting.test(error.sqlState) ? "refused" : "unreachable",
-      detail: `${error.sqlState} ${error.message}`
+      detail: `${error.sqlState} ${error.message}`,
+      error
     })
   }
 })
@@ -204,8 +201,7 @@ const saltedPassword = (password: string, first: Scram.ServerFirst): Effect.Effe
 
 const untilReady = Effect.fnUntraced(function* (
   reader: ByteReader,
-  transport: Transport,
-  credential: Credential
+  transport: Transport
 ): Effect.fn.Return<LoggedIn, ConnectFailure> {
   const parameters = new Map<string, string>()
   let key: { readonly processId: number; readonly secretKey: Buffer } | null = null
@@ -218,7 +214,7 @@ const untilReady = Effect.fnUntraced(function* (
       key = decodeBackendKeyData(frame.body)
     } else if (frame.type === Backend.readyForQuery) {
       const { processId, secretKey } = key ?? { processId: 0, secretKey: Buffer.alloc(4) }
-      return { transport, credential, processId, secretKey, parameters, rest: reader.takeRest() }
+      return { transport, processId, secretKey, parameters, rest: reader.takeRest() }
     }
   }
 })

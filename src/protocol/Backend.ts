@@ -31,15 +31,21 @@ export const negotiateProtocolVersion = (version: number, unknownOptions: Readon
     ...unknownOptions.map((option) => cString(option))
   )
 
-/** The fields of ErrorResponse that Perseus sets; chapter "Error and Notice Message Fields". */
-export interface ErrorFields {
-  readonly severity: "FATAL" | "ERROR"
+/** The fields that Perseus sets; chapter "Error and Notice Message Fields". */
+interface Fields<Severity> {
+  readonly severity: Severity
   readonly sqlState: string
   readonly message: string
   readonly hint?: string | null | undefined
 }
 
-export const errorResponse = (fields: ErrorFields): Buffer => {
+export type ErrorFields = Fields<"FATAL" | "ERROR">
+
+export const errorResponse = (fields: ErrorFields): Buffer => message(Backend.errorResponse, fields)
+
+export const noticeResponse = (fields: Fields<"NOTICE" | "WARNING">): Buffer => message(Backend.noticeResponse, fields)
+
+const message = (type: number, fields: Fields<string>): Buffer => {
   const parts = [
     cString(`S${fields.severity}`),
     cString(`V${fields.severity}`),
@@ -48,7 +54,7 @@ export const errorResponse = (fields: ErrorFields): Buffer => {
   ]
   if (fields.hint !== undefined && fields.hint !== null) parts.push(cString(`H${fields.hint}`))
   parts.push(Buffer.of(0))
-  return frame(Backend.errorResponse, ...parts)
+  return frame(type, ...parts)
 }
 
 // ---- from servers
@@ -98,6 +104,26 @@ export const decodeParameterStatus = (body: Buffer): readonly [name: string, val
   const valueEnd = indexOfNul(body, nameEnd + 1, body.length)
   if (valueEnd === -1) return null
   return [body.toString("utf8", 0, nameEnd), body.toString("utf8", nameEnd + 1, valueEnd)]
+}
+
+/** A row's columns in text format; null where its lengths do not fit. */
+export const decodeDataRow = (body: Buffer): ReadonlyArray<string | null> | null => {
+  if (body.length < 2) return null
+  const count = body.readUInt16BE(0)
+  const columns: Array<string | null> = []
+  let at = 2
+  for (let index = 0; index < count; index++) {
+    if (at + 4 > body.length) return null
+    const length = body.readInt32BE(at)
+    at += 4
+    if (length === -1) columns.push(null)
+    else if (length < 0 || at + length > body.length) return null
+    else {
+      columns.push(body.toString("utf8", at, at + length))
+      at += length
+    }
+  }
+  return at === body.length ? columns : null
 }
 
 export const decodeBackendKeyData = (body: Buffer): { readonly processId: number; readonly secretKey: Buffer } | null =>

@@ -41,6 +41,8 @@ export interface Entry {
   readonly answer: Answer
   /** What a made-up answer says. */
   readonly bytes: Buffer | null
+  /** An error that answers it goes to the client in these words. */
+  readonly errorInstead?: Buffer
   /** Called where the message was skipped or refused, so that what it would have made is not believed in. */
   readonly onSkipped: (() => void) | null
 }

@@ -13,14 +13,12 @@ import { frame } from "../protocol/Encoder.ts"
 import { Frontend, HEADER_LENGTH, indexOfNul } from "../protocol/Frame.ts"
 import { closeStatement, parse } from "../protocol/Frontend.ts"
 import type { Connection } from "../pool/PoolTenant.ts"
+import { anyHint, hintOf, type Hint, type Traces } from "./Traces.ts"
 import { Answer, entries, Expected, type Entry, type Expectations } from "./Expectations.ts"
 
 /** Statements that one client may have, and their bytes: more is a leak in the application. */
 export const MAX_STATEMENTS_PER_CLIENT = 10_000
 export const MAX_STATEMENT_BYTES_PER_CLIENT = 16 * 1024 * 1024
-
-/** Kept on one server connection; the one unused longest is closed for the next. PostgreSQL needs 5 to 50 kB for each. */
-const MAX_STATEMENTS_PER_CONNECTION = 200
 
 /** Nobody can guess the names that stand on a server connection, so no client can name another's statement. */
 const serverNamePrefix = `perseus_${randomBytes(6).toString("hex")}_`
@@ -30,6 +28,7 @@ interface Statement {
   /** Query text and parameter types, as they stood in the client's Parse. */
   readonly rest: Buffer
   readonly digest: string
+  readonly hint: Hint
 }
 
 /** What the relay is to write for a client's message, in this order; empty: nothing. */
@@ -42,6 +41,14 @@ export class PreparedStatements {
   #unnamed: "elsewhere" | "parsed" | "bound" = "elsewhere"
   /** The unnamed Parse of this lease, kept where its lease may end before it is bound. */
   #unnamedParse: Buffer | null = null
+  readonly #traces: Traces
+  readonly #maxOnConnection: () => number
+
+  /** `maxOnConnection`: the one unused longest is closed for the next; PostgreSQL needs 5 to 50 kB for each. */
+  constructor(traces: Traces, maxOnConnection: () => number) {
+    this.#traces = traces
+    this.#maxOnConnection = maxOnConnection
+  }
 
   get size(): number {
     return this.#byName.size
@@ -64,6 +71,7 @@ export class PreparedStatements {
     this.#forget("")
     this.#unnamed = "parsed"
     this.#unnamedParse = message
+    this.#traces.onStatement(message === null ? anyHint : hintOf(textOf(message, HEADER_LENGTH + 1)))
   }
 
   /** Whether a Bind or Describe of the unnamed statement needs another's place: the client's own is not there. */
@@ -115,6 +123,7 @@ export class PreparedStatements {
     const rest = Buffer.from(message.subarray(nameEnd + 1))
     const statement = statementOf(rest)
     this.#remember(name, statement)
+    this.#traces.onStatement(statement.hint)
     const key = keyOn(connection, statement)
     const known = connection.statements.has(key)
     const first = known ? [] : this.#makeRoom(connection, expectations)
@@ -219,6 +228,7 @@ export class PreparedStatements {
     connection: Connection,
     expectations: Expectations
   ): readonly [serverName: string, first: Rewritten] {
+    this.#traces.onStatement(statement.hint)
     const key = keyOn(connection, statement)
     if (connection.statements.has(key)) return [this.#use(key, connection), []]
     const first = this.#makeRoom(connection, expectations)
@@ -242,7 +252,7 @@ export class PreparedStatements {
 
   /** Closes the statement unused longest where the connection has all that it may have. */
   #makeRoom(connection: Connection, expectations: Expectations): Rewritten {
-    if (connection.statements.size < MAX_STATEMENTS_PER_CONNECTION) return []
+    if (connection.statements.size < this.#maxOnConnection()) return []
     const [key, name] = connection.statements.entries().next().value!
     connection.statements.delete(key)
     expectations.pushExtended({
@@ -257,8 +267,15 @@ export class PreparedStatements {
 
 const statementOf = (rest: Buffer): Statement => ({
   rest,
-  digest: createHash("sha256").update(rest).digest("base64")
+  digest: createHash("sha256").update(rest).digest("base64"),
+  hint: hintOf(textOf(rest, 0))
 })
+
+/** The query's text, from `from` to its NUL. */
+const textOf = (bytes: Buffer, from: number): string => {
+  const end = indexOfNul(bytes, from, bytes.length)
+  return bytes.toString("latin1", from, end === -1 ? bytes.length : end)
+}
 
 /** Names are compared byte by byte. */
 const nameOf = (message: Buffer, from: number, end: number): string => message.toString("latin1", from, end)

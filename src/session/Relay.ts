@@ -12,17 +12,29 @@ import {
   CancelledWhileWaiting,
   FeatureNotSupported,
   IdleInTransactionTimedOut,
+  NeedsSession,
   ProtocolViolation,
   QueryTimedOut,
   ServerConnectionLost,
+  TooManyPinned,
+  TransactionRefused,
   type SessionFault
 } from "../errors.ts"
 import type { Transport, TransportHandler } from "../net/Transport.ts"
 import type { Pool } from "../pool/Pool.ts"
 import type { Connection, PoolClient, PoolTenant } from "../pool/PoolTenant.ts"
+import type { Findings, Hold } from "../pool/Inspection.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
 import { Waiter } from "../pool/WaitQueue.ts"
-import { closeComplete, decodeError, errorResponse, isFatal, readyForQueryIdle } from "../protocol/Backend.ts"
+import {
+  closeComplete,
+  decodeError,
+  decodeParameterStatus,
+  errorResponse,
+  isFatal,
+  noticeResponse,
+  readyForQueryIdle
+} from "../protocol/Backend.ts"
 import {
   Backend,
   Frontend,
@@ -32,13 +44,16 @@ import {
   lengthAt,
   TransactionStatus
 } from "../protocol/Frame.ts"
-import { terminate } from "../protocol/Frontend.ts"
+import { parse, query, terminate } from "../protocol/Frontend.ts"
+import { SqlState } from "../protocol/SqlState.ts"
 import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
 import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
+import { needsSession } from "./NeedsSession.ts"
 import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
 import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
+import { anyHint, hintOf, Traces, type Hint } from "./Traces.ts"
 
 /**
  * A message shorter than this is kept until it is whole before a connection is taken for it: a client that sends half of one
@@ -62,6 +77,8 @@ export interface RelayOptions {
   readonly now: () => number
   readonly counters: SessionCounters
   readonly allowance: HeldAllowance
+  /** The connection stays with the client from now on, until it undoes what these are. */
+  readonly onPinned: (holds: ReadonlyArray<Hold>) => void
   /** Called once: null when the client has left, a fault when the session cannot go on. */
   readonly onEnd: (fault: SessionFault | null) => void
 }
@@ -78,13 +95,19 @@ export class Relay implements TransportHandler, PoolClient {
   readonly #now: () => number
   readonly #counters: SessionCounters
   readonly #allowance: HeldAllowance
+  readonly #onPinned: (holds: ReadonlyArray<Hold>) => void
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
-  /** Settings that the server reported as changed in this lease. */
-  readonly #reported = new Map<string, string>()
-  readonly #statements = new PreparedStatements()
+  readonly #traces = new Traces()
+  readonly #statements = new PreparedStatements(this.#traces, () => this.#pool.maxPreparedStatements)
+  /** What it asked for when it logged in: RESET and DISCARD return to this. */
+  readonly #startup: ClientSettings
 
   #server: Connection | null = null
+  /** The server is asked what the lease has left; the client is not heard meanwhile. */
+  #inspecting = false
+  /** Between two transactions of a client that keeps its connection. */
+  #resting = false
   #waiting = false
   #ended = false
   /** Terminate has come: what was asked before it is still answered for. */
@@ -116,6 +139,9 @@ export class Relay implements TransportHandler, PoolClient {
   /** The server has said FATAL: its words have gone to the client, so ours are not needed. */
   #serverSaidFatal = false
 
+  /** Goes to the client where a server's error stood. */
+  #errorInstead: Buffer | null = null
+
   #clientPaused = false
   #serverPaused = false
   /** The client does not take what it is sent. */
@@ -127,11 +153,12 @@ export class Relay implements TransportHandler, PoolClient {
     this.#client = options.client
     this.#pool = options.pool
     this.#tenant = options.tenant
-    this.settings = options.settings
+    this.settings = this.#startup = options.settings
     this.#limits = options.limits
     this.#now = options.now
     this.#counters = options.counters
     this.#allowance = options.allowance
+    this.#onPinned = options.onPinned
     this.#onEnd = options.onEnd
   }
 
@@ -141,7 +168,8 @@ export class Relay implements TransportHandler, PoolClient {
 
   get state(): RelayState {
     if (this.#ended) return "ended"
-    if (this.#server !== null) return "active"
+    if (this.#server !== null) return this.#resting ? "idle" : "active"
+    if (this.#inspecting) return "active"
     return this.#waiting ? "waiting" : "idle"
   }
 
@@ -163,7 +191,7 @@ export class Relay implements TransportHandler, PoolClient {
       return
     }
     this.#held.append(chunk)
-    if (this.#waiting) this.#readOnWithin(chunk.length)
+    if (this.#waiting || this.#inspecting) this.#readOnWithin(chunk.length)
     else this.#advance()
   }
 
@@ -183,7 +211,7 @@ export class Relay implements TransportHandler, PoolClient {
   onDrain(): void {
     this.#clientStalled = false
     if (this.#serverPaused) this.#resumeServer()
-    if (this.#server !== null || this.#waiting) return
+    if (this.#server !== null || this.#waiting || this.#inspecting) return
     this.#resumeClient()
     this.#advance()
   }
@@ -216,7 +244,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Without a lease: answers what needs no server, and takes one for the first message that does. */
   #advance(): void {
-    while (this.#held.length > 0 && this.state === "idle" && !this.#clientStalled) {
+    while (this.#held.length > 0 && this.#parked && !this.#clientStalled) {
       if (this.#clientRest > 0) {
         const dropped = Math.min(this.#clientRest, this.#held.length)
         this.#clientRest -= dropped
@@ -234,6 +262,11 @@ export class Relay implements TransportHandler, PoolClient {
       const fault = this.#acquire()
       if (fault !== null) this.#refuseHeld(fault)
     }
+  }
+
+  /** Nothing is leased, waited for or asked. */
+  get #parked(): boolean {
+    return !this.#ended && this.#server === null && !this.#waiting && !this.#inspecting
   }
 
   /** Ends the session where the message cannot be one. */
@@ -341,12 +374,16 @@ export class Relay implements TransportHandler, PoolClient {
   #goOn(): void {
     if (!this.#clientStalled) this.#resumeClient()
     this.#advance()
-    if (this.#clientGone && this.state === "idle") this.#end(null)
+    if (this.#clientGone && this.#parked) this.#end(null)
   }
 
   onServerLost(reason: string): void {
     this.#server = null
-    this.#end(this.#serverSaidFatal ? null : new ServerConnectionLost({ destination: this.#pool.name, detail: reason }))
+    this.#end(this.#serverSaidFatal ? null : this.#lost(reason))
+  }
+
+  #lost(detail: string): ServerConnectionLost {
+    return new ServerConnectionLost({ destination: this.#pool.name, detail })
   }
 
   /** Nothing is owed or half sent, and no transaction is open: the next one may use the connection. */
@@ -360,12 +397,95 @@ export class Relay implements TransportHandler, PoolClient {
     )
   }
 
+  /**
+   * The transaction is over: the connection goes back, unless the client keeps it; and what cannot be known from what went by
+   * is asked of the server first.
+   */
+  #onBorder(): void {
+    const connection = this.#server!
+    this.#counters.transactions++
+    this.#statements.endLease()
+    const traces = this.#traces
+    if (traces.any) connection.stateKnown = false
+    if (this.#isLeaving || this.#expectations.inDoubt || this.#serverSaidFatal) return this.#release()
+    if (this.#tenant.mode === "session") return this.#rest()
+    const holds = traces.holds && this.#pool.pins
+    if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)
+    if (connection.pinned) this.#rest()
+    else this.#release()
+  }
+
+  get #isLeaving(): boolean {
+    return this.#terminating || this.#clientGone || this.#endAtBorder !== null
+  }
+
+  /** The client keeps its connection, and is heard on. */
+  #rest(): void {
+    this.#resting = true
+    this.#traces.clear()
+    if (this.#clientStalled) return
+    this.#resumeClient()
+    if (this.#held.length > 0 && this.#held.length >= this.#heldNeeded) this.#forwardHeld()
+  }
+
+  #inspect(connection: Connection, settings: boolean, holds: boolean): void {
+    const questions = { settings, holds, customNames: this.#traces.customNames }
+    this.#server = null
+    this.#inspecting = true
+    this.#pool.inspect(connection, this, questions, (findings) => {
+      this.#inspecting = false
+      this.#stopWaiting()
+      if (this.#ended) {
+        if (findings !== null) this.#giveBack(connection, true)
+        return
+      }
+      if (findings === null) return this.#end(this.#lost("it did not say what the transaction had left behind"))
+      this.#server = connection
+      this.#onFindings(connection, findings, holds)
+    })
+  }
+
+  #onFindings(connection: Connection, { settings, holds }: Findings, askedForHolds: boolean): void {
+    if (settings !== null) this.settings = clientSettings([...this.#startup.list, ...settings])
+    const keeps = askedForHolds ? holds.length > 0 : connection.pinned
+    if (!keeps || this.#isLeaving) return this.#release()
+    const before = connection.pinned
+    if (!this.#pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
+    if (!before) this.#tellPinned(holds)
+    if (this.#traces.fellBack) this.#restore(connection)
+    else this.#rest()
+  }
+
+  #tellPinned(holds: ReadonlyArray<Hold>): void {
+    this.#counters.countPinned(holds)
+    this.#onPinned(holds)
+    if (!this.#pool.pinningNotice) return
+    const message = `this session keeps its server connection: ${holds.join(", ")}`
+    this.#send(noticeResponse({ severity: "NOTICE", sqlState: SqlState.successfulCompletion, message }))
+  }
+
+  /** A client that keeps its connection has lost its path there by RESET or DISCARD. */
+  #restore(connection: Connection): void {
+    this.#server = null
+    this.#inspecting = true
+    this.#pool.restore(connection, this, (fine) => {
+      this.#inspecting = false
+      this.#stopWaiting()
+      if (this.#ended) {
+        if (fine) this.#giveBack(connection, true)
+        return
+      }
+      if (!fine) return this.#end(this.#lost("its settings could not be restored"))
+      this.#server = connection
+      if (this.#isLeaving) this.#release()
+      else this.#rest()
+    })
+  }
+
   #release(): void {
     const connection = this.#server!
     this.#server = null
-    this.#counters.transactions++
-    this.#statements.endLease()
-    this.#followReported()
+    this.#resting = false
     // A stalled client must not leave its paused server to the next one; and stays unread itself until it has caught up.
     if (this.#serverPaused) {
       this.#serverPaused = false
@@ -373,8 +493,9 @@ export class Relay implements TransportHandler, PoolClient {
     }
     if (this.#expectations.inDoubt || this.#serverSaidFatal) {
       this.#expectations.clear()
+      this.#traces.clear()
       this.#pool.discard(connection, false)
-    } else this.#pool.give(connection)
+    } else this.#giveBack(connection, this.#mustReset(connection))
     if (this.#terminating || this.#clientGone) return this.#end(null)
     if (this.#endAtBorder !== null) return this.#end(this.#endAtBorder)
     this.#move()
@@ -382,6 +503,18 @@ export class Relay implements TransportHandler, PoolClient {
     this.#resumeClient()
     // The beginning of a message that came while another's lease lasted.
     this.#advance()
+  }
+
+  /** What a client may leave beside settings must be gone before anybody else has the connection. */
+  #mustReset(connection: Connection): boolean {
+    return connection.pinned || this.#tenant.mode === "session" || this.#traces.holds
+  }
+
+  #giveBack(connection: Connection, reset: boolean): void {
+    if (this.#traces.any) connection.stateKnown = false
+    this.#traces.clear()
+    if (reset) connection.mustReset = true
+    this.#pool.give(connection)
   }
 
   #forwardHeld(): void {
@@ -394,6 +527,7 @@ export class Relay implements TransportHandler, PoolClient {
   #forward(chunk: Buffer): void {
     const end = chunk.length
     const wasBusy = this.#serverBusy
+    this.#resting = false
     let rewritten: Array<Buffer> | null = null
     let added = 0
     let at = Math.min(this.#clientRest, end)
@@ -409,7 +543,14 @@ export class Relay implements TransportHandler, PoolClient {
         break
       }
       const next = at + 1 + length
-      if (!mayBeNamed(type)) this.#expect(type)
+      if (type === Frontend.query) this.#traces.onQuery(textHint(chunk, at + HEADER_LENGTH, next))
+      const need = this.#pool.pins ? null : this.#needOf(type, chunk, at, next)
+      if (need !== null) {
+        rewritten ??= []
+        if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
+        rewritten.push(this.#refuse(type, need))
+        from = next
+      } else if (!mayBeNamed(type) || this.#namesPassThrough) this.#expect(type)
       else {
         const named = isNamed(type, chunk, at, Math.min(next, end))
         if (named === null) break
@@ -446,6 +587,11 @@ export class Relay implements TransportHandler, PoolClient {
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
+  /** Names mean on its connection what the client says. */
+  get #namesPassThrough(): boolean {
+    return this.#tenant.mode === "session" || this.#pool.maxPreparedStatements === 0
+  }
+
   #unnamedIsElsewhere(type: number, chunk: Buffer, at: number, next: number): boolean {
     if (type === Frontend.parse) {
       this.#statements.onUnnamedParse(next <= chunk.length ? chunk.subarray(at, next) : null)
@@ -462,6 +608,8 @@ export class Relay implements TransportHandler, PoolClient {
       case Frontend.sync:
         return this.#expectations.pushSync()
       case Frontend.parse:
+        // A name that is not followed must not meet another client.
+        if (this.#namesPassThrough) this.#server!.stateKnown = false
         return this.#expectations.pushExtended(entries.parse)
       case Frontend.bind:
         return this.#expectations.pushExtended(entries.bind)
@@ -479,6 +627,24 @@ export class Relay implements TransportHandler, PoolClient {
       case Frontend.functionCall:
         return this.#expectations.pushSimple(entries.functionCall)
     }
+  }
+
+  /** What a whole Query or Parse needs that a shared connection does not give. */
+  #needOf(type: number, chunk: Buffer, at: number, next: number): Hold | null {
+    if (this.#tenant.mode === "session" || next > chunk.length) return null
+    if (type !== Frontend.query && type !== Frontend.parse) return null
+    const body = at + HEADER_LENGTH
+    const from = type === Frontend.query ? body : indexOfNul(chunk, body, next) + 1
+    return needsSession(chunk.toString("latin1", from, next))
+  }
+
+  /** The server is made to refuse something in its place, so that a transaction fails there as well. */
+  #refuse(type: number, need: Hold): Buffer {
+    const errorInstead = errorResponse({ ...faultFields(new NeedsSession({ need })), severity: "ERROR" })
+    const entry = type === Frontend.query ? entries.query : entries.parse
+    if (type === Frontend.query) this.#expectations.pushSimple({ ...entry, errorInstead })
+    else this.#expectations.pushExtended({ ...entry, errorInstead })
+    return type === Frontend.query ? refusedQuery : refusedParse
   }
 
   /** Ends the session where it has all the statements that it may have; before a byte of this one is kept. */
@@ -551,7 +717,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
     if (from < at) this.#send(Buffer.from(chunk.subarray(from, at)))
     this.#idleSince = this.#now()
-    if (this.#server !== null && this.#atBorder()) this.#release()
+    if (this.#server !== null && !this.#resting && this.#atBorder()) this.#onBorder()
     else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
   }
 
@@ -565,6 +731,8 @@ export class Relay implements TransportHandler, PoolClient {
     if (!forward) {
       if (start < at) this.#send(Buffer.from(chunk.subarray(start, at)))
       start = next
+      if (this.#errorInstead !== null) this.#send(this.#errorInstead)
+      this.#errorInstead = null
     }
     if (!this.#expectations.madeUpIsDue) return start
     if (start < next) this.#send(Buffer.from(chunk.subarray(start, next)))
@@ -585,13 +753,23 @@ export class Relay implements TransportHandler, PoolClient {
       case Backend.readyForQuery:
         this.#status = chunk[at + HEADER_LENGTH] ?? 0
         this.#busySince = this.#now()
+        if (this.#status !== TransactionStatus.idle && this.#tenant.mode === "statement") {
+          this.#end(new TransactionRefused())
+          return false
+        }
         return this.#expectations.onAnswer(type)
       case Backend.commandComplete:
         this.#hearCommand(chunk, at, next)
         return this.#expectations.onAnswer(type)
       case Backend.errorResponse: {
         const atBorder = this.#expectations.settled && this.#status === TransactionStatus.idle
+        const instead = this.#expectations.head?.errorInstead
         this.#hearError(chunk, at, next)
+        if (instead !== undefined && !this.#serverSaidFatal) {
+          this.#expectations.onError()
+          this.#errorInstead = instead
+          return false
+        }
         // A server that goes says so behind an answer that was complete: that is no concern of this client's.
         return !(atBorder && this.#serverSaidFatal) && this.#expectations.onError()
       }
@@ -604,12 +782,14 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   #hearCommand(chunk: Buffer, at: number, next: number): void {
-    const connection = this.#server!
-    const tag = at === next ? CommandTags.unknown : CommandTags.read(chunk, at + HEADER_LENGTH, next)
+    // Of a tag that streamed through nothing is known.
+    if (at === next) return this.#traces.onCommand(CommandTags.anything)
+    const from = at + HEADER_LENGTH
+    const tag = CommandTags.read(chunk, from, next)
     if (tag === CommandTags.harmless) return
-    connection.stateKnown = false
-    if (tag !== CommandTags.dropsStatements) return
-    connection.statements.clear()
+    this.#traces.onCommand(tag)
+    if (!CommandTags.dropsStatements(chunk, from, next)) return
+    this.#server!.statements.clear()
     this.#statements.clear()
   }
 
@@ -617,6 +797,7 @@ export class Relay implements TransportHandler, PoolClient {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     this.#counters.countError(error.sqlState)
     this.#statements.dropUnnamed()
+    this.#traces.onError()
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
     if (error.sqlState === "0A000" || error.sqlState === "26000") this.#server!.stateKnown = false
     if (isFatal(error)) this.#serverSaidFatal = true
@@ -624,30 +805,13 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Something that the server reports was changed: by this client, as far as anyone can tell. */
   #hearParameter(chunk: Buffer, at: number, next: number): void {
-    const connection = this.#server!
-    connection.stateKnown = false
-    const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
-    if (nameEnd === -1) return
-    const name = chunk.toString("utf8", at + HEADER_LENGTH, nameEnd)
-    const value = chunk.toString("utf8", nameEnd + 1, next - 1)
-    connection.parameters.set(name, value)
-    if (!notFollowed.has(name)) this.#reported.set(name, value)
-  }
-
-  /**
-   * What the client was told of a setting holds in its next transaction too, wherever that runs. The last report of a lease is
-   * the right one: a SET that is rolled back, and SET LOCAL at its end, are reported again with the value that holds then.
-   */
-  #followReported(): void {
-    if (this.#reported.size === 0) return
-    this.settings = clientSettings([...this.settings.list, ...this.#reported])
-    this.#reported.clear()
+    const parameter = decodeParameterStatus(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
+    if (parameter !== null) this.#server!.parameters.set(...parameter)
+    this.#traces.onReport()
   }
 
   #serverBroke(): void {
-    this.#end(
-      new ServerConnectionLost({ destination: this.#pool.name, detail: "the server sent an impossible message length" })
-    )
+    this.#end(this.#lost("the server sent an impossible message length"))
   }
 
   onServerDrain(): void {
@@ -697,7 +861,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Ends the session with these words once it holds nothing: now, or when its transaction is over. */
   endAtBorder(fault: SessionFault): void {
-    if (this.#server !== null) this.#endAtBorder = fault
+    if (this.#inspecting || (this.#server !== null && !this.#resting)) this.#endAtBorder = fault
     else this.#end(fault)
   }
 
@@ -712,7 +876,7 @@ export class Relay implements TransportHandler, PoolClient {
         onMoved()
       }
     }
-    if (this.#server !== null) return
+    if (this.#server !== null || this.#inspecting) return
     // Where it waits now, what it waits for may never come.
     if (this.#waiting) this.#pool.leave(this)
     this.#stopWaiting()
@@ -736,7 +900,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Ends what has gone on for too long. */
   sweep(now: number): void {
-    if (this.#server === null) return
+    if (this.#server === null || this.#resting) return
     const limits = this.#limits()
     if (this.#serverBusy) {
       if (limits.QueryTimeoutSecs > 0 && now - this.#busySince >= limits.QueryTimeoutSecs * 1000) {
@@ -771,20 +935,12 @@ export class Relay implements TransportHandler, PoolClient {
     if (connection === null) return
     this.#server = null
     if (this.#serverPaused) connection.transport.resume()
+    if (this.#atBorder() && !this.#expectations.inDoubt && !this.#serverSaidFatal) {
+      return this.#giveBack(connection, this.#mustReset(connection))
+    }
     this.#pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
   }
 }
-
-/** Reported, but not a setting that a client may make, or the one that says who the tenant is. */
-const notFollowed: ReadonlySet<string> = new Set([
-  "server_version",
-  "server_encoding",
-  "integer_datetimes",
-  "in_hot_standby",
-  "is_superuser",
-  "session_authorization",
-  "search_path"
-])
 
 const faultFields = (fault: SessionFault) => ({
   severity: fault.severity,
@@ -792,6 +948,15 @@ const faultFields = (fault: SessionFault) => ({
   message: fault.clientMessage,
   hint: fault.hint
 })
+
+/** No SQL, whatever the server's version. */
+const REFUSED = "refused by perseus"
+const refusedQuery = query(REFUSED)
+const refusedParse = parse("", Buffer.from(`${REFUSED}\0\0\0`))
+
+/** What the text of a Query says, `from` its first byte, its NUL before `end`; where it has not come yet, anything may follow. */
+const textHint = (chunk: Buffer, from: number, end: number): Hint =>
+  end > chunk.length ? anyHint : hintOf(chunk.toString("latin1", from, end - 1))
 
 /** A whole Close as chapter "Message Formats" has it. */
 const isClose = (held: Buffer, length: number): boolean => {

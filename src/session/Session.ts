@@ -41,6 +41,8 @@ export interface House {
   readonly pools: Pools["Service"]
   readonly clock: Clock.Clock
   readonly live: LiveSessions
+  /** Runs something beside the session, for as long as the house stands. */
+  readonly fork: (effect: Effect.Effect<void>) => void
   /** Looks at the session's row again: it may have changed while the client logged in, when nobody could be told. */
   readonly recheck: (session: LiveSession) => void
 }
@@ -128,7 +130,7 @@ const logIn = Effect.fnUntraced(function* (
   if (full !== null) return yield* full
   const scope = yield* Effect.scope
   const placeScope = yield* Scope.fork(scope)
-  const place = yield* Scope.provide(house.pools.place(identity.placement), placeScope)
+  const place = yield* Scope.provide(house.pools.place(identity.placement, request.settings), placeScope)
   const parameters = yield* place.pool.greeting(place.tenant, request.settings)
   return { request, identity, place, placeScope, scope, parameters, rowChanges }
 })
@@ -180,6 +182,12 @@ const relay = (
       now: () => house.clock.currentTimeMillisUnsafe(),
       counters: house.live.counters,
       allowance: house.live.allowance,
+      onPinned: (holds) =>
+        house.fork(
+          Effect.logInfo(`a server connection is pinned to its client: ${holds.join(", ")}`).pipe(
+            Effect.annotateLogs({ tenant: identity.placement.tenantKey, remote: transport.remote })
+          )
+        ),
       onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
     })
     const session = new LiveSession(pump, identity, place, placeScope, scope)

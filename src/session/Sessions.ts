@@ -46,14 +46,15 @@ export class Sessions extends Context.Service<
       const config = yield* LiveConfig
       const repo = yield* AuthRepo
       const clock = yield* Clock.Clock
-      const forkRecheck = yield* FiberSet.runtime(yield* FiberSet.make<void>())()
+      const runBeside = yield* FiberSet.runtime(yield* FiberSet.make<void>())()
       const house: House = {
         config,
         authenticator: yield* Authenticator,
         pools: yield* Pools,
         clock,
         live: new LiveSessions(),
-        recheck: (session) => void forkRecheck(followTenant(house, repo, new Set([session])))
+        fork: (effect) => void runBeside(effect),
+        recheck: (session) => house.fork(followTenant(house, repo, new Set([session])))
       }
       const { live } = house
       const fibers = yield* FiberSet.make<void>()
@@ -124,7 +125,7 @@ const followTenant = Effect.fnUntraced(
 const move = Effect.fnUntraced(function* (house: House, session: LiveSession, row: AuthRow) {
   const placement = yield* house.authenticator.locate(row)
   const placeScope = yield* Scope.fork(session.scope)
-  const place = yield* Scope.provide(house.pools.place(placement), placeScope)
+  const place = yield* Scope.provide(house.pools.place(placement, session.relay.settings), placeScope)
   const old = session.place
   const oldScope = session.placeScope
   if (old.pool !== place.pool) old.pool.retire(old.tenant.group)
@@ -147,4 +148,5 @@ const placeDiffers = (before: AuthRow, after: AuthRow): boolean =>
   before.destHost !== after.destHost ||
   before.destDb !== after.destDb ||
   before.destUser !== after.destUser ||
-  before.destPassEnc !== after.destPassEnc
+  before.destPassEnc !== after.destPassEnc ||
+  before.poolMode !== after.poolMode

@@ -47,6 +47,8 @@ export interface AuthRow extends TenantKey {
   readonly destDb: string | null
   readonly destUser: string | null
   readonly destPassEnc: string | null
+  /** A column that a site may add; null: the pool's mode. */
+  readonly poolMode: string | null
 }
 
 /** What to look at again: one tenant's row was made, changed or deleted, or any may have been. */
@@ -95,9 +97,9 @@ const make = Effect.fnUntraced(function* (
   })
   const changes = yield* Effect.acquireRelease(PubSub.unbounded<AuthChange>(), PubSub.shutdown)
 
-  const answers = yield* answersAtStart(timed(table.name))
+  const answers = yield* answersAtStart(timed(table.located))
   const listening = yield* keepListening({
-    ready: timed(table.name),
+    ready: timed(table.located),
     listen: database.listen(channel),
     onChange: (change) =>
       Effect.andThen(
@@ -117,7 +119,7 @@ const make = Effect.fnUntraced(function* (
         ? Effect.succeedNone
         : cache.get({ sourceDb, sourceSchema }),
     changes: Stream.fromPubSub(changes),
-    ready: Effect.isSuccess(timed(Effect.andThen(table.name, database.query("SELECT 1"))))
+    ready: Effect.isSuccess(timed(Effect.andThen(table.located, database.query("SELECT 1"))))
   })
 })
 
@@ -180,9 +182,19 @@ const columns = [
   "dest_user"
 ] as const
 
+/** Used where the table has them. */
+const optionalColumns = ["pool_mode"]
+
+interface Located {
+  /** Schema-qualified and quoted. */
+  readonly name: string
+  /** Those that are read. */
+  readonly columns: ReadonlyArray<string>
+}
+
 interface Table {
-  /** Schema-qualified and quoted; found once, and again if it was not there. */
-  readonly name: Effect.Effect<string, Failure>
+  /** Found once, and again if it was not there. */
+  readonly located: Effect.Effect<Located, Failure>
   readonly forget: Effect.Effect<void>
 }
 
@@ -192,7 +204,7 @@ const locatedTable = (database: AuthDatabase.AuthDatabase): Effect.Effect<Table>
       capacity: 1,
       timeToLive: (exit) => (Exit.isSuccess(exit) ? Duration.infinity : Duration.zero)
     }),
-    (cache) => ({ name: Cache.get(cache, channel), forget: Cache.invalidateAll(cache) })
+    (cache) => ({ located: Cache.get(cache, channel), forget: Cache.invalidateAll(cache) })
   )
 
 const locateSql = `
@@ -204,7 +216,7 @@ const locateSql = `
    WHERE c.oid = pg_catalog.to_regclass('perseus_auth')`
 
 /** Finds the table by the connection's search_path, and checks that all its columns are there and may be read. */
-const locate = Effect.fnUntraced(function* (database: AuthDatabase.AuthDatabase): Effect.fn.Return<string, Failure> {
+const locate = Effect.fnUntraced(function* (database: AuthDatabase.AuthDatabase): Effect.fn.Return<Located, Failure> {
   const found = yield* database.query(locateSql)
   const schema = found[0] && text(found[0], "schema")
   if (!schema) return yield* tableInvalid("there is no table perseus_auth in the search_path of AuthDBDSN's user")
@@ -214,7 +226,10 @@ const locate = Effect.fnUntraced(function* (database: AuthDatabase.AuthDatabase)
   if (unreadable.length > 0) {
     return yield* tableInvalid(`AuthDBDSN's user may not SELECT ${unreadable.join(", ")} from ${schema}.perseus_auth`)
   }
-  return `"${schema.replaceAll('"', '""')}".perseus_auth`
+  const readable = optionalColumns.filter((column) =>
+    found.some((row) => row.column === column && row.readable === true)
+  )
+  return { name: `"${schema.replaceAll('"', '""')}".perseus_auth`, columns: [...columns, ...readable] }
 })
 
 const tableInvalid = (what: string) =>
@@ -227,7 +242,7 @@ const lookUp = (
   table: Table,
   key: TenantKey
 ): Effect.Effect<Option.Option<AuthRow>, Failure> =>
-  Effect.flatMap(table.name, (name) => database.query(selectFrom(name), [key.sourceDb, key.sourceSchema])).pipe(
+  Effect.flatMap(table.located, (found) => database.query(selectFrom(found), [key.sourceDb, key.sourceSchema])).pipe(
     // The table was dropped, renamed or moved since it was found.
     Effect.tapErrorTag("AuthDatabaseError", (error) =>
       error.sqlState === "42P01" || error.sqlState === "42703" ? table.forget : Effect.void
@@ -236,8 +251,8 @@ const lookUp = (
   )
 
 /** Texts, so that a site whose columns are of type text, name or citext is served too. */
-const selectFrom = (table: string) =>
-  `SELECT ${columns.map((column) => `${column}::text`).join(", ")} FROM ${table} ` +
+const selectFrom = ({ name, columns }: Located) =>
+  `SELECT ${columns.map((column) => `${column}::text`).join(", ")} FROM ${name} ` +
   "WHERE source_db = $1 AND source_schema = $2 ORDER BY id LIMIT 1"
 
 const toAuthRow = (key: TenantKey, row: PgConnection.Row): AuthRow => {
@@ -250,7 +265,8 @@ const toAuthRow = (key: TenantKey, row: PgConnection.Row): AuthRow => {
     destHost: text(row, "dest_host"),
     destDb: text(row, "dest_db"),
     destUser: text(row, "dest_user"),
-    destPassEnc: text(row, "dest_pass_enc")
+    destPassEnc: text(row, "dest_pass_enc"),
+    poolMode: text(row, "pool_mode")
   }
 }
 
@@ -266,7 +282,7 @@ const reportedRoles = 10
 
 /** Inside PostgreSQL nothing keeps tenants of one role apart: whoever operates this should know where that is so. */
 const reportSharedRoles = Effect.fnUntraced(function* (database: AuthDatabase.AuthDatabase, table: Table) {
-  const rows = yield* database.query(sharedRolesFrom(yield* table.name))
+  const rows = yield* database.query(sharedRolesFrom((yield* table.located).name))
   if (rows.length === 0) return
   const roles = rows
     .slice(0, reportedRoles)

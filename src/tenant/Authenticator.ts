@@ -15,6 +15,7 @@ import { LoginRefused, type AuthUnavailable, type KmsUnavailable } from "../erro
 import { parseDestHost } from "../net/Address.ts"
 import { Credential } from "../pool/Credential.ts"
 import type { Placement } from "../pool/Pools.ts"
+import type { Mode } from "../pool/PoolTenant.ts"
 import { AuthRepo, type AuthRow, type TenantKey } from "./AuthRepo.ts"
 import { KmsDecrypt } from "./KmsDecrypt.ts"
 import { PasswordHash } from "./PasswordHash.ts"
@@ -76,13 +77,20 @@ export class Authenticator extends Context.Service<
         }
         // A NUL would begin a field of the row's choosing in the startup packet.
         if (destDb.includes("\0") || destUser.includes("\0")) return yield* nullColumn(row, "dest_db or dest_user")
+        if (row.poolMode !== null && !isMode(row.poolMode)) {
+          return yield* new LoginRefused({
+            why: "pool_mode is malformed",
+            detail: `perseus_auth.id ${row.id}: pool_mode is transaction, session, statement or NULL`
+          })
+        }
         const password = yield* kms.decrypt(destPassEnc)
         return {
           tenantKey: tenantName(row),
           destination: { label: destHost, database: destDb, ...address.success },
           credential: new Credential(destUser, password),
           secret: destPassEnc,
-          schema: row.sourceSchema
+          schema: row.sourceSchema,
+          mode: row.poolMode
         }
       })
 
@@ -100,6 +108,8 @@ export class Authenticator extends Context.Service<
     })
   )
 }
+
+const isMode = (text: string): text is Mode => text === "transaction" || text === "session" || text === "statement"
 
 /** One name for each key: no two keys share it. */
 export const tenantName = ({ sourceDb, sourceSchema }: TenantKey): string => JSON.stringify([sourceDb, sourceSchema])

@@ -83,5 +83,6 @@ const emptyRow = {
   destHost: null,
   destDb: null,
   destUser: null,
-  destPassEnc: null
+  destPassEnc: null,
+  poolMode: null
 }

@@ -405,6 +405,8 @@ export class MemoryBackend {
           ? Effect.fail(error("42704", `unrecognized configuration parameter "${query.name}"`))
           : Effect.succeed({ ...selected([[value]]), tag: () => "SHOW" })
       }
+      case "Inspection":
+        return Effect.succeed(selected(this.#inspect(query.settings, query.holds)))
       case "Whoami":
         return oneRow(this.searchPath, this.identity.user, String(this.identity.processId))
       case "Value":
@@ -418,6 +420,13 @@ export class MemoryBackend {
       case "Rows":
         return Effect.succeed(selected(rowsOf(query.count, "x".repeat(query.size))))
     }
+  }
+
+  *#inspect(settings: boolean, holds: boolean): Iterable<Row> {
+    if (settings) {
+      for (const [name, value] of this.#settings.changed) yield ["setting", name, Buffer.from(value).toString("hex")]
+    }
+    if (holds && this.channels.size > 0) yield ["hold", "LISTEN", null]
   }
 
   /** Rows until `maxRows` (0: all), with room made for each; then how it stands. */

@@ -153,6 +153,13 @@ export class SessionSettings {
     return this.#current.get(name.toLowerCase()) ?? null
   }
 
+  /** Those that are other than they were at first, but for the search path. */
+  get changed(): ReadonlyArray<readonly [name: string, value: string]> {
+    return [...this.#current].filter(
+      ([name, value]) => name !== "search_path" && value !== (this.#initial.get(name) ?? "")
+    )
+  }
+
   /** Null for the value: DEFAULT, as RESET. */
   set(name: string, value: string | null, local: boolean): Result.Result<void, ServerError> {
     return Result.map(value === null ? this.#initialValue(name) : checked(name, value), ([key, canonical]) => {

@@ -7,6 +7,7 @@
  * | `SET [SESSION \| LOCAL] name = value`, `SET … TO`, `RESET name`, `RESET ALL`, `SHOW name` | as in PostgreSQL |
  * | `DISCARD ALL`, `DEALLOCATE name`, `DEALLOCATE ALL` | as in PostgreSQL |
  * | `LISTEN`, `UNLISTEN`, `NOTIFY` | as in PostgreSQL, but LISTEN does not wait for a commit |
+ * | `SELECT 'setting', …`, `SELECT 'hold', …` | what the pool asks between two leases: rows of kind, name and value |
  * | `SELECT whoami` | one row: search_path, user, process id of the connection |
  * | `SELECT 'text'`, `SELECT 1`, `SELECT $1` | one row of one column |
  * | `SELECT error`, `SELECT 1/0` | fails with 22012 |
@@ -46,6 +47,7 @@ export type Statement =
 export type Query =
   | { readonly _tag: "Show"; readonly name: string }
   | { readonly _tag: "Whoami" }
+  | { readonly _tag: "Inspection"; readonly settings: boolean; readonly holds: boolean }
   | { readonly _tag: "Value"; readonly value: string }
   | { readonly _tag: "Parameter"; readonly index: number }
   | { readonly _tag: "Failure" }
@@ -57,6 +59,8 @@ export const columnsOf = (statement: Statement): ReadonlyArray<string> | null =>
   switch (statement._tag) {
     case "Show":
       return [statement.name]
+    case "Inspection":
+      return ["kind", "name", "value"]
     case "Whoami":
       return ["search_path", "user", "process_id"]
     case "Sleep":
@@ -92,6 +96,9 @@ const rule = (pattern: string, statement: Rule[1]): Rule => [
 
 const rules: ReadonlyArray<Rule> = [
   rule("SELECT WHOAMI", () => ({ _tag: "Whoami" })),
+  rule("SELECT 'setting',.+ UNION ALL SELECT 'hold',.+", () => ({ _tag: "Inspection", settings: true, holds: true })),
+  rule("SELECT 'setting',.+", () => ({ _tag: "Inspection", settings: true, holds: false })),
+  rule("SELECT 'hold',.+", () => ({ _tag: "Inspection", settings: false, holds: true })),
   rule("SELECT (?:ERROR|1/0)", () => ({ _tag: "Failure" })),
   rule(String.raw`SELECT \$(\d+)`, (index) => ({ _tag: "Parameter", index: Number(index) - 1 })),
   rule(String.raw`SELECT (-?\d+(?:\.\d+)?)`, (value) => ({ _tag: "Value", value: value! })),

@@ -35,7 +35,12 @@ describe("a good file", () => {
       ConnCloseTimeoutSecs: 1,
       SchemaExecTimeoutSecs: 5,
       ExtraSchemas: [],
-      TenantSwitch: "discard"
+      TenantSwitch: "discard",
+      Mode: "transaction",
+      Pinning: "auto",
+      PinningNotice: false,
+      MaxPinned: -1,
+      MaxPreparedStatements: 200
     })
     assert.deepStrictEqual(config.OverrideSettings, {})
     assert.deepStrictEqual(config.LimitSettings, {
@@ -297,7 +302,12 @@ describe("the table of settings", () => {
         ConnCloseTimeoutSecs: 9,
         SchemaExecTimeoutSecs: 9,
         ExtraSchemas: ["public"],
-        TenantSwitch: "reconnect"
+        TenantSwitch: "reconnect",
+        Mode: "session",
+        Pinning: "off",
+        PinningNotice: true,
+        MaxPinned: 9,
+        MaxPreparedStatements: 9
       },
       OverrideSettings: { app: { MaxOpen: 20 } },
       LimitSettings: Object.fromEntries(Object.keys(running.LimitSettings).map((key) => [key, 9])),

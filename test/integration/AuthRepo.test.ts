@@ -109,7 +109,8 @@ describe("find", () => {
         destHost: "db1:5433",
         destDb: "prod",
         destUser: "role",
-        destPassEnc: "AQIC"
+        destPassEnc: "AQIC",
+        poolMode: null
       })
       assert.strictEqual(sourcePassHashed && Redacted.value(sourcePassHashed), "secret-hash")
       assert.notMatch(JSON.stringify(row), /secret-hash/)

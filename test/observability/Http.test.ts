@@ -37,6 +37,7 @@ const snapshot: ServiceSnapshot = {
       idle: 3,
       inUse: 4,
       closing: 0,
+      pinned: 0,
       opening: 0,
       waiting: 0,
       statistics: new PoolStatistics()

@@ -116,6 +116,7 @@ const poolOf = (destHost: string, destDb: string, statistics = new PoolStatistic
   idle: 2,
   inUse: 4,
   closing: 1,
+  pinned: 0,
   opening: 3,
   waiting: 5,
   statistics

@@ -385,7 +385,7 @@ describe("what the server says in the same breath as ReadyForQuery", () => {
       for (let at = 0; at <= late.length; at++) {
         const attempt = scripted(lines(clearText, Buffer.concat([welcome, late.subarray(0, at)])))
         const lost: Array<string> = []
-        const connection = new ServerConnection(yield* logIn(attempt), 0, () => lost.push("lost"))
+        const connection = new ServerConnection(yield* logIn(attempt), null, 0, () => lost.push("lost"))
         attempt.transport.say(late.subarray(at))
         assert.deepStrictEqual([connection.parameters.get("TimeZone"), lost], ["CET", []], `cut at ${at}`)
       }

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Redacted from "effect/Redacted"
 import { Credential } from "../../src/pool/Credential.ts"
-import type { Connection, PoolTenant } from "../../src/pool/PoolTenant.ts"
+import { CredentialGroup, type Connection } from "../../src/pool/PoolTenant.ts"
 import { clientSettings } from "../../src/pool/Reset.ts"
 import { ServerConnection } from "../../src/pool/ServerConnection.ts"
 import { cString, frame, int16 } from "../../src/protocol/Encoder.ts"
@@ -14,21 +14,24 @@ import {
   PreparedStatements,
   type Rewritten
 } from "../../src/session/PreparedStatements.ts"
+import { Traces } from "../../src/session/Traces.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 import { seeded, type Chance } from "../support/random.ts"
 
 const credential = new Credential("app", Redacted.make("secret"))
 
+const newStatements = () => new PreparedStatements(new Traces(), () => 200)
+
 const connect = (settings: ReadonlyArray<readonly [string, string]> = []): Connection => {
   const login = {
     transport: new RecordedTransport(),
-    credential,
     processId: 1,
     secretKey: Buffer.alloc(4),
     parameters: new Map<string, string>(),
     rest: Buffer.alloc(0)
   }
-  const connection = new ServerConnection<PoolTenant>(login, 0, () => {})
+  const group = new CredentialGroup("app", credential)
+  const connection: Connection = new ServerConnection(login, group, 0, () => {})
   connection.settings = clientSettings(settings)
   return connection
 }
@@ -157,7 +160,7 @@ const nameIn = (bytes: Buffer): string => bytes.toString("latin1", HEADER_LENGTH
 
 describe("a named statement", () => {
   it("is prepared under a name that no client could have chosen, and used and described by it", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     const name = nameIn(lease.parse("s", "SELECT 1"))
     assert.match(name, /^perseus_[0-9a-f]{12}_\d+$/)
     lease.bind("s", "portal")
@@ -167,7 +170,7 @@ describe("a named statement", () => {
   })
 
   it("is prepared again, unseen, on another connection where it is first needed there", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const first = new Lease(statements)
     first.parse("s", "SELECT 1")
     assert.strictEqual(first.answers(), "1Z")
@@ -181,10 +184,10 @@ describe("a named statement", () => {
   })
 
   it("is one statement of the connection for all clients who say the same, and none is asked twice", () => {
-    const one = new Lease(new PreparedStatements())
+    const one = new Lease(newStatements())
     one.parse("mine", "SELECT 1")
     one.answers()
-    const other = new Lease(new PreparedStatements(), one.connection, one.server)
+    const other = new Lease(newStatements(), one.connection, one.server)
     assert.lengthOf(other.parse("yours", "SELECT 1"), 0)
     other.bind("yours")
     assert.strictEqual(other.answers(), "12Z")
@@ -192,7 +195,7 @@ describe("a named statement", () => {
   })
 
   it("is another statement where the parameter types differ", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     lease.parse("a", "SELECT $1")
     const typed = parse("b", Buffer.concat([cString("SELECT $1"), int16(1), Buffer.of(0, 0, 0, 23)]))
     lease.write(lease.statements.parse(typed, lease.connection, lease.expectations))
@@ -202,23 +205,23 @@ describe("a named statement", () => {
 
   it("is shared only under equal settings, for what is parsed may depend on them", () => {
     const dmy = [["datestyle", "ISO, DMY"]] as const
-    const one = new Lease(new PreparedStatements(), connect(dmy))
+    const one = new Lease(newStatements(), connect(dmy))
     one.parse("s", "SELECT '01/02/2020'::date")
     one.answers()
     const prepared = one.server.statements
     one.connection.settings = clientSettings([["datestyle", "ISO, MDY"]])
-    const other = new Lease(new PreparedStatements(), one.connection, one.server)
+    const other = new Lease(newStatements(), one.connection, one.server)
     assert.isAbove(other.parse("s", "SELECT '01/02/2020'::date").length, 0)
     assert.strictEqual(other.answers(), "1Z")
     assert.strictEqual(prepared.size, 2)
     one.connection.settings = clientSettings([["DateStyle", "ISO, DMY"]])
-    const third = new Lease(new PreparedStatements(), one.connection, one.server)
+    const third = new Lease(newStatements(), one.connection, one.server)
     assert.lengthOf(third.parse("s", "SELECT '01/02/2020'::date"), 0)
     assert.strictEqual(third.answers(), "1Z")
   })
 
   it("that is taken is refused by the server itself, wherever the client is served", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const first = new Lease(statements)
     first.parse("s", "SELECT 1")
     first.parse("s", "SELECT 2")
@@ -233,7 +236,7 @@ describe("a named statement", () => {
   })
 
   it("that is not known goes as it is, so that the server says so", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     assert.deepStrictEqual(lease.bind("s"), bindOf("s"))
     assert.strictEqual(lease.answers(), "EZ")
     assert.deepStrictEqual(lease.describe("s"), describeStatement("s"))
@@ -243,7 +246,7 @@ describe("a named statement", () => {
   })
 
   it("is named byte by byte, valid UTF-8 or not", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     for (const byte of [0x80, 0xff]) {
       const message = frame(Frontend.parse, Buffer.of(byte, 0), says(`SELECT ${byte}`))
       lease.write(lease.statements.parse(message, lease.connection, lease.expectations))
@@ -253,14 +256,14 @@ describe("a named statement", () => {
   })
 
   it("whose Parse has no end to its name goes as it is", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     const message = frame(Frontend.parse, Buffer.from("no end"))
     assert.deepStrictEqual(lease.statements.parse(message, lease.connection, lease.expectations), [message])
     assert.strictEqual(lease.statements.size, 0)
   })
 
   it("keeps no view of the client's bytes, in what is remembered or in what is written", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     const message = parseOf("s", "SELECT 1")
     const written = lease.statements.parse(message, lease.connection, lease.expectations)
     message.fill(0xaa)
@@ -279,7 +282,7 @@ describe("a named statement", () => {
 
 describe("Close", () => {
   it("of one client's name leaves the statement to the others, and the name free", () => {
-    const one = new Lease(new PreparedStatements())
+    const one = new Lease(newStatements())
     one.parse("s", "SELECT 1")
     assert.lengthOf(one.close("s"), 0)
     assert.strictEqual(one.answers(), "13Z")
@@ -291,7 +294,7 @@ describe("Close", () => {
   })
 
   it("without a lease forgets the name alone", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const lease = new Lease(statements)
     lease.parse("s", "SELECT 1")
     lease.answers()
@@ -303,7 +306,7 @@ describe("Close", () => {
 
 describe("a message that is skipped", () => {
   it("as a Parse is forgotten on both sides", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     lease.bind("nothing")
     lease.parse("s", "SELECT 1")
     assert.strictEqual(lease.answers(), "EZ")
@@ -314,14 +317,14 @@ describe("a message that is skipped", () => {
   })
 
   it("as a refused Parse is forgotten on both sides", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     lease.parse("s", "wrong")
     assert.strictEqual(lease.answers(), "EZ")
     assert.deepStrictEqual([lease.statements.size, lease.connection.statements.size], [0, 0])
   })
 
   it("as a Parse of ours on a new connection is forgotten there alone", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const first = new Lease(statements)
     first.parse("s", "SELECT 1")
     first.answers()
@@ -335,7 +338,7 @@ describe("a message that is skipped", () => {
   })
 
   it("as a Close leaves the name what it was, even if it was given anew behind that", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     lease.parse("s", "SELECT 1")
     lease.answers()
     lease.bind("nothing")
@@ -366,7 +369,7 @@ const parseUnnamed = (lease: Lease, sql: string, whole = true): void => {
 
 describe("the unnamed statement", () => {
   it("passes untouched where it is bound in the lease that parsed it, as often as the client likes", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     lease.statements.beginLease()
     parseUnnamed(lease, "SELECT 1")
     for (let round = 0; round < 2; round++) assert.deepStrictEqual(bindUnnamed(lease), bindOf(""))
@@ -377,7 +380,7 @@ describe("the unnamed statement", () => {
   })
 
   it("that was parsed in one lease is found in the next, wherever that is and whatever lies unnamed there", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const first = new Lease(statements)
     statements.beginLease()
     parseUnnamed(first, "SELECT 1")
@@ -406,7 +409,7 @@ describe("the unnamed statement", () => {
         statements.endLease()
       }
     ]) {
-      const statements = new PreparedStatements()
+      const statements = newStatements()
       forget(statements)
       const lease = new Lease(statements)
       lease.asItIs(parseOf("", "SELECT 'of another client'"))
@@ -419,7 +422,7 @@ describe("the unnamed statement", () => {
   })
 
   it("is kept as its last Parse said it", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const first = new Lease(statements)
     statements.beginLease()
     parseUnnamed(first, "SELECT 1")
@@ -435,7 +438,7 @@ describe("the unnamed statement", () => {
   })
 
   it("is not kept where it came in pieces, was bound already, or is over the limit", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const lease = new Lease(statements)
     statements.beginLease()
     parseUnnamed(lease, "SELECT 1", false)
@@ -450,11 +453,11 @@ describe("the unnamed statement", () => {
 
 describe("a name of Perseus' own making", () => {
   it("is nobody's, even for a client that has guessed it", () => {
-    const owner = new Lease(new PreparedStatements())
+    const owner = new Lease(newStatements())
     const name = nameIn(owner.parse("s", "SELECT 1"))
     owner.answers()
     for (const use of ["bind", "describe"] as const) {
-      const thief = new Lease(new PreparedStatements(), owner.connection, owner.server)
+      const thief = new Lease(newStatements(), owner.connection, owner.server)
       thief[use](name)
       assert.strictEqual(thief.answers(), "EZ")
     }
@@ -465,7 +468,7 @@ describe("Bind", () => {
   it("has its length recomputed for the other name, whatever follows and whether it has come or not", () => {
     for (const name of ["s", "x".repeat(100), "\xe4"]) {
       for (const portal of ["", "portal"]) {
-        const lease = new Lease(new PreparedStatements())
+        const lease = new Lease(newStatements())
         lease.write(lease.statements.parse(parseOf(name, "SELECT 1"), lease.connection, lease.expectations))
         const rest = Buffer.alloc(1000, 1)
         const whole = bindOf(name, portal, rest)
@@ -486,7 +489,7 @@ describe("Bind", () => {
 
 describe("limits", () => {
   it("close the statement unused longest where a connection has 200", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     const names = Array.from({ length: 200 }, (_, index) => nameIn(lease.parse(`s${index}`, `SELECT ${index}`)))
     lease.bind("s0")
     lease.answers()
@@ -502,7 +505,7 @@ describe("limits", () => {
   })
 
   it("keep what they would have closed where that Close was skipped", () => {
-    const lease = new Lease(new PreparedStatements())
+    const lease = new Lease(newStatements())
     for (let index = 0; index < 200; index++) lease.parse(`s${index}`, `SELECT ${index}`)
     lease.answers()
     lease.bind("nothing")
@@ -512,7 +515,7 @@ describe("limits", () => {
   })
 
   it("hold for one client's statements and for their bytes, and closing makes room", () => {
-    const statements = new PreparedStatements()
+    const statements = newStatements()
     const lease = new Lease(statements)
     assert.isFalse(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT))
     assert.isTrue(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT + 1))
@@ -564,7 +567,7 @@ describe("any batches of any clients on any connections", () => {
   it("are answered as each client's own server would answer them", () => {
     for (let seed = 1; seed <= 2000; seed++) {
       const random = seeded(seed)
-      const clients = [0, 1, 2].map(() => ({ statements: new PreparedStatements(), direct: new Prepared() }))
+      const clients = [0, 1, 2].map(() => ({ statements: newStatements(), direct: new Prepared() }))
       const servers = [0, 1].map(() => ({ connection: connect(), prepared: new Prepared() }))
       for (let round = 0; round < 12; round++) {
         const { statements, direct } = random.pick(clients)

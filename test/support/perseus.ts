@@ -35,6 +35,8 @@ export interface TenantOptions {
   readonly password?: string | undefined
   /** A name of the test's own; the role behind it has a longer one. All tenants share one unless told otherwise. */
   readonly destUser?: string | undefined
+  /** The row's `pool_mode`; the table has no such column unless a test asks for it. */
+  readonly poolMode?: string | undefined
 }
 
 /** Keys of config.json, by section. */
@@ -225,6 +227,11 @@ export const startPerseus = Effect.fnUntraced(function* (
     )
   }
   yield* destination.script(schemas.join(";"))
+  for (const { schema, poolMode } of asked) {
+    if (poolMode === undefined) continue
+    yield* auth.script("ALTER TABLE perseus_auth ADD COLUMN IF NOT EXISTS pool_mode text")
+    yield* auth.query("UPDATE perseus_auth SET pool_mode = $1 WHERE source_schema = $2", [poolMode, schema])
+  }
 
   let overrides = options.config ?? {}
   const load = Effect.suspend(() => {

@@ -133,13 +133,7 @@ describe("what is said before a lease", () => {
     })
   )
 
-  for (const sql of [
-    "SET statement_timeout = 5000",
-    "SET search_path = blue",
-    "RESET ALL",
-    "DISCARD ALL",
-    "LISTEN x"
-  ]) {
+  for (const sql of ["SET statement_timeout = 5000", "SET search_path = blue", "RESET ALL", "DISCARD ALL"]) {
     it.effect(`is the whole switch behind a client's ${sql}, for the same tenant too`, () =>
       Effect.gen(function* () {
         const perseus = yield* make({ settings: { PoolSettings: oneConnection } })

@@ -1,0 +1,99 @@
+/**
+ * Asks a server what a lease has left in its session: settings, and what cannot be carried to another connection.
+ *
+ * The server is asked, not the client's SQL: only it knows what was rolled back, what a function set, what was undone. Pure:
+ * builds the question's bytes and reads the answer's rows. All names are PostgreSQL's own and qualified, so that no schema of a
+ * tenant's can answer in their place.
+ *
+ * Costs on a server of version 18: settings 0.65 ms, holds 0.4 ms. So it is asked only after a lease that may have changed
+ * something (see session/Traces).
+ */
+import { decodeDataRow } from "../protocol/Backend.ts"
+import { runUnnamed, sync } from "../protocol/Frontend.ts"
+import { quoteLiteral, type Conversation } from "./Reset.ts"
+
+/** What a session can have on its connection that no other connection has, in words for a log, a metric and a client. */
+export type Hold = "LISTEN" | "cursor WITH HOLD" | "PREPARE" | "temporary object" | "advisory lock"
+
+export interface Questions {
+  readonly settings: boolean
+  readonly holds: boolean
+  /** Settings with a dot in their name that may have been made: no list of the server's shows them. */
+  readonly customNames: Iterable<string>
+}
+
+export interface Findings {
+  /** What was SET for the session and holds now; null where it was not asked. The search path is not among them. */
+  readonly settings: ReadonlyArray<readonly [name: string, value: string]> | null
+  readonly holds: ReadonlyArray<Hold>
+}
+
+/** Values go as hexadecimal UTF-8, whatever client_encoding the session has. */
+const hex = (value: string): string => `pg_catalog.encode(pg_catalog.convert_to(${value}, 'UTF8'), 'hex')`
+
+const listedSettings = `SELECT 'setting', name, ${hex("setting")} FROM pg_catalog.pg_settings
+WHERE source = 'session' AND name NOT IN ('search_path', 'transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`
+
+/** pg_settings hides these, and those that are not any extension's. */
+const hiddenSettings = (customNames: Iterable<string>): string => {
+  const names = ["session_authorization", "role", ...customNames].map((name) => `(${quoteLiteral(name)})`)
+  const value = "pg_catalog.current_setting(hidden.name, true)"
+  return `SELECT 'setting', hidden.name, ${hex(value)} FROM (VALUES ${names.join(", ")}) AS hidden (name) WHERE ${value} IS NOT NULL`
+}
+
+const holds: ReadonlyArray<readonly [Hold, from: string]> = [
+  ["LISTEN", "pg_catalog.pg_listening_channels()"],
+  ["cursor WITH HOLD", "pg_catalog.pg_cursors WHERE is_holdable"],
+  ["PREPARE", "pg_catalog.pg_prepared_statements WHERE from_sql"],
+  // By an index: with a thousand tenants pg_class has a million rows.
+  [
+    "temporary object",
+    "pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid = pg_catalog.pg_my_temp_schema()"
+  ],
+  ["advisory lock", "pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()"]
+]
+
+const heldThings = holds.map(([hold, from]) => `SELECT 'hold', '${hold}', NULL WHERE EXISTS (SELECT FROM ${from})`)
+
+/** The rows of the answer go to `read` one by one. */
+export const inspection = (questions: Questions, read: (row: Buffer) => void): Conversation => {
+  const parts = [
+    ...(questions.settings ? [listedSettings, hiddenSettings(questions.customNames)] : []),
+    ...(questions.holds ? heldThings : [])
+  ]
+  return {
+    bytes: Buffer.concat([runUnnamed(parts.join("\nUNION ALL ")), sync]),
+    readyForQueries: 1,
+    commands: [1],
+    onRow: read
+  }
+}
+
+/** Collects the rows of one inspection. `user`: as whom the connection is logged in. */
+export class Answer {
+  readonly #user: string
+  readonly #settings: Array<readonly [string, string]> | null
+  readonly #holds = new Set<Hold>()
+
+  constructor(questions: Questions, user: string) {
+    this.#user = user
+    this.#settings = questions.settings ? [] : null
+  }
+
+  readonly read = (row: Buffer): void => {
+    const [kind, name, value] = decodeDataRow(row) ?? []
+    if (name === undefined || name === null) return
+    if (kind === "hold") this.#holds.add(name as Hold)
+    else this.#readSetting(name, Buffer.from(value ?? "", "hex").toString("utf8"))
+  }
+
+  #readSetting(name: string, value: string): void {
+    if (name === "role" && value === "none") return
+    if (name === "session_authorization" && value === this.#user) return
+    this.#settings?.push([name, value])
+  }
+
+  get findings(): Findings {
+    return { settings: this.#settings, holds: [...this.#holds] }
+  }
+}
