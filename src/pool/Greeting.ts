@@ -75,6 +75,7 @@ class GreetingClient implements PoolClient {
     this.#outcome.refused(fault)
   }
 
+  onNotification(): void {}
   onServerData(): void {}
   onServerDrain(): void {}
   onServerLost(): void {}

@@ -26,10 +26,18 @@ export interface Findings {
   /** What was SET for the session and holds now; null where it was not asked. The search path is not among them. */
   readonly settings: ReadonlyArray<readonly [name: string, value: string]> | null
   readonly holds: ReadonlyArray<Hold>
+  /** The connection does not have all of the session's settings any more. */
+  readonly unsettled: boolean
 }
 
 /** Values go as hexadecimal UTF-8, whatever client_encoding the session has. */
 const hex = (value: string): string => `pg_catalog.encode(pg_catalog.convert_to(${value}, 'UTF8'), 'hex')`
+
+/**
+ * A session's own `statement_timeout = 1` must not end the question: it is put off first, as nothing else can, and told by
+ * two answers of one column, before and after.
+ */
+const putOffTimeout = ["SHOW statement_timeout", "RESET statement_timeout", "SHOW statement_timeout"]
 
 const listedSettings = `SELECT 'setting', name, ${hex("setting")} FROM pg_catalog.pg_settings
 WHERE source = 'session' AND name NOT IN ('search_path', 'transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`
@@ -62,9 +70,9 @@ export const inspection = (questions: Questions, read: (row: Buffer) => void): C
     ...(questions.holds ? heldThings : [])
   ]
   return {
-    bytes: Buffer.concat([runUnnamed(parts.join("\nUNION ALL ")), sync]),
+    bytes: Buffer.concat([...putOffTimeout.map(runUnnamed), runUnnamed(parts.join("\nUNION ALL ")), sync]),
     readyForQueries: 1,
-    commands: [1],
+    commands: [putOffTimeout.length + 1],
     onRow: read
   }
 }
@@ -74,6 +82,8 @@ export class Answer {
   readonly #user: string
   readonly #settings: Array<readonly [string, string]> | null
   readonly #holds = new Set<Hold>()
+  /** Before it was put off, and after. */
+  readonly #timeouts: Array<string> = []
 
   constructor(questions: Questions, user: string) {
     this.#user = user
@@ -82,7 +92,8 @@ export class Answer {
 
   readonly read = (row: Buffer): void => {
     const [kind, name, value] = decodeDataRow(row) ?? []
-    if (name === undefined || name === null) return
+    if (kind === undefined || kind === null || name === null) return
+    if (name === undefined) return void this.#timeouts.push(kind)
     if (kind === "hold") this.#holds.add(name as Hold)
     else this.#readSetting(name, Buffer.from(value ?? "", "hex").toString("utf8"))
   }
@@ -94,6 +105,9 @@ export class Answer {
   }
 
   get findings(): Findings {
-    return { settings: this.#settings, holds: [...this.#holds] }
+    const [own, usual] = this.#timeouts
+    const unsettled = own !== undefined && own !== usual
+    if (unsettled) this.#settings?.push(["statement_timeout", own])
+    return { settings: this.#settings, holds: [...this.#holds], unsettled }
   }
 }

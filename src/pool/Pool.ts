@@ -337,7 +337,8 @@ export class Pool {
     done: (fine: boolean) => void
   ): void {
     connection.lessee = null
-    connection.converse(conversation, this.#now() + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
+    const asking = { ...conversation, onNotification: (body: Buffer) => client.onNotification(body) }
+    connection.converse(asking, this.#now() + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
       const fine = end._tag === "Done"
       if (fine) connection.lessee = client
       else if (end._tag !== "Lost") {

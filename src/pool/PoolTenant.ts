@@ -21,6 +21,8 @@ export interface PoolClient extends Lessee {
   readonly waiter: Waiter<PoolTenant, PoolClient>
   /** It is leased to you, with your path and settings. */
   onGranted(connection: Connection): void
+  /** The body of a NotificationResponse that came while the pool spoke with your connection's server. */
+  onNotification(body: Buffer): void
   /** You do not wait any more. */
   onRefused(fault: SessionFault): void
 }

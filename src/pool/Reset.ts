@@ -8,22 +8,25 @@
  * - `RESET ALL` has a Sync of its own: a tenant's leftover `statement_timeout=1` must not be able to break what follows.
  * - `DISCARD ALL` is the first of its batch: elsewhere it "cannot be executed within a pipeline".
  * - all else shares its batch, so that a failure skips the rest; separate Query messages would go on.
- * - `client_encoding` comes last, for all before it is written in UTF-8.
+ * - `client_encoding` comes near the end, for all before it is written in UTF-8.
  */
 import { runUnnamed, sync } from "../protocol/Frontend.ts"
 
 /** What a client asked for at startup, beside its path: canonical, so that two equal ones have one key. */
 export interface ClientSettings {
   readonly key: string
-  /** Lower-case names, sorted, `client_encoding` last. */
+  /** Lower-case names, sorted, those at the end that are in the way of others. */
   readonly list: ReadonlyArray<readonly [name: string, value: string]>
 }
 
 export const noSettings: ClientSettings = { key: "", list: [] }
 
-/** In this order they are set: under another role the others may not be allowed, and in another encoding not be read. */
+/**
+ * In this order they are set: under another role the others may not be allowed, in another encoding not be read, and under a
+ * timeout of 1 ms not be done.
+ */
 const rank = (name: string): number => setLast.indexOf(name)
-const setLast = ["session_authorization", "role", "client_encoding"]
+const setLast = ["session_authorization", "role", "client_encoding", "statement_timeout"]
 
 /** Parameter names are not case-sensitive; of two values for one name the later holds. */
 export const clientSettings = (given: Iterable<readonly [name: string, value: string]>): ClientSettings => {
@@ -92,6 +95,8 @@ export interface Conversation {
   readonly forgets?: true
   /** Told the body of each DataRow. */
   readonly onRow?: (row: Buffer) => void
+  /** Told the body of each NotificationResponse. */
+  readonly onNotification?: (body: Buffer) => void
 }
 
 const forget = Buffer.concat([runUnnamed("RESET ALL"), sync, runUnnamed("DISCARD ALL")])
@@ -104,7 +109,7 @@ export const forgetAll: Conversation = {
   forgets: true
 }
 
-/** The path and the settings again, on a connection that keeps all else: its client has said RESET or DISCARD. */
+/** The path and the settings again, on a connection that keeps all else: its client may have changed them. */
 export const restore = (path: ReadonlyArray<string>, settings: ClientSettings): Conversation => ({
   bytes: Buffer.concat([setPath(path), ...settings.list.map(set), sync]),
   readyForQueries: 1,

@@ -47,6 +47,7 @@ interface RunningConversation {
   readonly commands: Array<number>
   error: ReceivedError | null
   readonly onRow: ((row: Buffer) => void) | undefined
+  readonly onNotification: ((body: Buffer) => void) | undefined
   readonly done: (end: ConversationEnd) => void
 }
 
@@ -122,6 +123,7 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
       commands: [...conversation.commands],
       error: null,
       onRow: conversation.onRow,
+      onNotification: conversation.onNotification,
       done
     }
     this.transport.write(conversation.bytes)
@@ -176,6 +178,9 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
         return
       case Backend.dataRow:
         conversation.onRow?.(frame.body)
+        return
+      case Backend.notificationResponse:
+        conversation.onNotification?.(frame.body)
         return
       case Backend.readyForQuery:
         if (conversation.error === null && conversation.completed !== conversation.commands.shift()) {

@@ -28,7 +28,7 @@ const harmlessTags = [
   "TRUNCATE TABLE"
 ]
 
-export type CommandTag = 0 | 1 | 2 | 3 | 4 | 5
+export type CommandTag = 0 | 1 | 2 | 3 | 4
 
 /** The first three letters tell all of them from RESET, PREPARE, LISTEN, DECLARE, CREATE … */
 const threeLetters = (bytes: Uint8Array, at: number): number =>
@@ -39,8 +39,8 @@ const kinds = new Map<number, CommandTag>([
   [threeLetters(Buffer.from("SET"), 0), 1],
   [threeLetters(Buffer.from("RESET"), 0), 2],
   [threeLetters(Buffer.from("DISCARD"), 0), 3],
-  [threeLetters(Buffer.from("DO\0"), 0), 4],
-  [threeLetters(Buffer.from("CALL"), 0), 4]
+  [threeLetters(Buffer.from("DO\0"), 0), 3],
+  [threeLetters(Buffer.from("CALL"), 0), 3]
 ])
 
 const dropsStatements = ["DISCARD ALL\0", "DEALLOCATE ALL\0"].map((tag) => Buffer.from(tag))
@@ -50,14 +50,13 @@ export const CommandTags = {
   /** SET in all its forms. */
   set: 1,
   reset: 2,
-  discard: 3,
-  /** Code of the client's ran, which may have done anything. */
-  anything: 4,
+  /** DISCARD, or code of the client's ran, which may have done anything. */
+  anything: 3,
   /** It may have left something other than a setting: LISTEN, DECLARE, CREATE … */
-  other: 5,
+  other: 4,
   /** What the tag at `from` (its NUL before `end`) says. */
   read: (bytes: Uint8Array, from: number, end: number): CommandTag =>
-    end - from < 3 ? 4 : (kinds.get(threeLetters(bytes, from)) ?? 5),
+    end - from < 3 ? 3 : (kinds.get(threeLetters(bytes, from)) ?? 4),
   /** All prepared statements are gone. */
   dropsStatements: (bytes: Buffer, from: number, end: number): boolean => {
     const tag = bytes.subarray(from, end)

@@ -43,6 +43,8 @@ export interface Entry {
   readonly bytes: Buffer | null
   /** An error that answers it goes to the client in these words. */
   readonly errorInstead?: Buffer
+  /** Called when the answer has come. */
+  readonly onAnswered?: () => void
   /** Called where the message was skipped or refused, so that what it would have made is not believed in. */
   readonly onSkipped: (() => void) | null
 }
@@ -188,6 +190,7 @@ export class Expectations {
       return head === null || head.answer !== Answer.drop || type === Backend.notificationResponse
     }
     this.#shift()
+    head.onAnswered?.()
     this.#dropCopyEnds()
     return head.answer !== Answer.drop
   }

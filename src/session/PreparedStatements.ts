@@ -37,10 +37,17 @@ export type Rewritten = ReadonlyArray<Buffer>
 export class PreparedStatements {
   readonly #byName = new Map<string, Statement>()
   #bytes = 0
-  /** Where the client's unnamed statement is: on the connection that it holds, bound there already, or not there. */
-  #unnamed: "elsewhere" | "parsed" | "bound" = "elsewhere"
-  /** The unnamed Parse of this lease, kept where its lease may end before it is bound. */
+  /**
+   * Where the client's unnamed statement is: on the connection that it holds; on its way there, behind messages of its batch
+   * which may fail and have it skipped; or not there.
+   */
+  #unnamed: "elsewhere" | "sent" | "there" = "elsewhere"
+  /** The last unnamed Parse of this lease. Kept where it may be bound in another, or where it may have been skipped. */
   #unnamedParse: Buffer | null = null
+  #unnamedBound = false
+  #unnamedBehindSync = false
+  /** Unnamed Parses that are not answered. */
+  #unnamedOwed = 0
   readonly #traces: Traces
   readonly #maxOnConnection: () => number
 
@@ -64,26 +71,63 @@ export class PreparedStatements {
   beginLease(): void {
     this.#unnamed = "elsewhere"
     this.#unnamedParse = null
+    this.#unnamedOwed = 0
+  }
+
+  /** What is expected for an unnamed Parse. */
+  readonly unnamedEntry: Entry = {
+    ...entries.parse,
+    onAnswered: () => {
+      if (--this.#unnamedOwed > 0 || this.#unnamed !== "sent") return
+      this.#unnamed = "there"
+      if (this.#unnamedBound) this.#unnamedParse = null
+    },
+    // What was there before it may still be; nobody counts on that.
+    onSkipped: () => {
+      this.#unnamedOwed--
+      this.dropUnnamed()
+    }
   }
 
   /** `message`: the whole Parse, valid until `endOfChunk`; null where it came in pieces. */
   onUnnamedParse(message: Buffer | null): void {
     this.#forget("")
-    this.#unnamed = "parsed"
+    this.#unnamed = "sent"
+    this.#unnamedBound = this.#unnamedBehindSync = false
+    this.#unnamedOwed++
     this.#unnamedParse = message
     this.#traces.onStatement(message === null ? anyHint : hintOf(textOf(message, HEADER_LENGTH + 1)))
   }
 
+  /**
+   * Behind a Sync the server goes on where it skipped before: what was sent and skipped would not be what is bound next, but
+   * somebody else's leftover.
+   */
+  onSync(): void {
+    if (this.#unnamed === "sent") this.#unnamedBehindSync = true
+  }
+
   /** Whether a Bind or Describe of the unnamed statement needs another's place: the client's own is not there. */
   unnamedIsElsewhere(type: number): boolean {
+    const inDoubt = this.#unnamed === "sent" && this.#unnamedBehindSync
+    if (inDoubt && this.#unnamedParse !== null) this.#rememberUnnamed()
     if (this.#unnamed === "elsewhere") return true
     if (type !== Frontend.bind) return false
-    this.#unnamed = "bound"
-    this.#unnamedParse = null
+    this.#unnamedBound = true
+    if (this.#unnamed === "there") this.#unnamedParse = null
     return false
   }
 
-  /** A simple Query, or an error, does away with it. */
+  /** As if it had a name. */
+  #rememberUnnamed(): void {
+    this.#unnamed = "elsewhere"
+    if (this.#unnamedParse === null) return
+    const rest = Buffer.from(this.#unnamedParse.subarray(HEADER_LENGTH + 1))
+    this.#unnamedParse = null
+    if (!this.wouldExceed(rest.length)) this.#remember("", statementOf(rest))
+  }
+
+  /** A simple Query does away with it. */
   dropUnnamed(): void {
     this.#forget("")
     this.#unnamed = "elsewhere"
@@ -96,9 +140,7 @@ export class PreparedStatements {
   }
 
   endLease(): void {
-    if (this.#unnamed !== "parsed" || this.#unnamedParse === null) return
-    const rest = this.#unnamedParse.subarray(HEADER_LENGTH + 1)
-    if (!this.wouldExceed(rest.length)) this.#remember("", statementOf(rest))
+    if (!this.#unnamedBound) this.#rememberUnnamed()
   }
 
   // ---- named statements

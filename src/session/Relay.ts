@@ -44,6 +44,7 @@ import {
   lengthAt,
   TransactionStatus
 } from "../protocol/Frame.ts"
+import { frame } from "../protocol/Encoder.ts"
 import { parse, query, terminate } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
 import { CommandTags } from "./CommandTags.ts"
@@ -423,6 +424,8 @@ export class Relay implements TransportHandler, PoolClient {
   #rest(): void {
     this.#resting = true
     this.#traces.clear()
+    // Ours may have taken its place.
+    this.#statements.beginLease()
     if (this.#clientStalled) return
     this.#resumeClient()
     if (this.#held.length > 0 && this.#held.length >= this.#heldNeeded) this.#forwardHeld()
@@ -430,29 +433,42 @@ export class Relay implements TransportHandler, PoolClient {
 
   #inspect(connection: Connection, settings: boolean, holds: boolean): void {
     const questions = { settings, holds, customNames: this.#traces.customNames }
-    this.#server = null
-    this.#inspecting = true
+    this.#hush(connection)
     this.#pool.inspect(connection, this, questions, (findings) => {
-      this.#inspecting = false
-      this.#stopWaiting()
-      if (this.#ended) {
-        if (findings !== null) this.#giveBack(connection, true)
-        return
-      }
-      if (findings === null) return this.#end(this.#lost("it did not say what the transaction had left behind"))
-      this.#server = connection
-      this.#onFindings(connection, findings, holds)
+      if (this.#isBack(connection, findings !== null)) this.#onFindings(connection, findings!, holds)
     })
   }
 
-  #onFindings(connection: Connection, { settings, holds }: Findings, askedForHolds: boolean): void {
+  /** The pool speaks with the server meanwhile. */
+  #hush(connection: Connection): void {
+    this.#server = null
+    this.#inspecting = true
+    if (!this.#serverPaused) return
+    this.#serverPaused = false
+    connection.transport.resume()
+  }
+
+  /** The client may go on with its connection. */
+  #isBack(connection: Connection, fine: boolean): boolean {
+    this.#inspecting = false
+    this.#stopWaiting()
+    if (fine && !this.#ended) {
+      this.#server = connection
+      return true
+    }
+    if (fine) this.#giveBack(connection, true)
+    else this.#end(this.#lost("it did not say what the transaction had left behind"))
+    return false
+  }
+
+  #onFindings(connection: Connection, { settings, holds, unsettled }: Findings, askedForHolds: boolean): void {
     if (settings !== null) this.settings = clientSettings([...this.#startup.list, ...settings])
     const keeps = askedForHolds ? holds.length > 0 : connection.pinned
     if (!keeps || this.#isLeaving) return this.#release()
     const before = connection.pinned
     if (!this.#pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
     if (!before) this.#tellPinned(holds)
-    if (this.#traces.fellBack) this.#restore(connection)
+    if (this.#traces.settings || unsettled) this.#restore(connection)
     else this.#rest()
   }
 
@@ -464,22 +480,18 @@ export class Relay implements TransportHandler, PoolClient {
     this.#send(noticeResponse({ severity: "NOTICE", sqlState: SqlState.successfulCompletion, message }))
   }
 
-  /** A client that keeps its connection has lost its path there by RESET or DISCARD. */
+  /** A client that keeps its connection may have changed its path there: in the next transaction it is the tenant's again. */
   #restore(connection: Connection): void {
-    this.#server = null
-    this.#inspecting = true
+    this.#hush(connection)
     this.#pool.restore(connection, this, (fine) => {
-      this.#inspecting = false
-      this.#stopWaiting()
-      if (this.#ended) {
-        if (fine) this.#giveBack(connection, true)
-        return
-      }
-      if (!fine) return this.#end(this.#lost("its settings could not be restored"))
-      this.#server = connection
+      if (!this.#isBack(connection, fine)) return
       if (this.#isLeaving) this.#release()
       else this.#rest()
     })
+  }
+
+  onNotification(body: Buffer): void {
+    this.#send(frame(Backend.notificationResponse, body))
   }
 
   #release(): void {
@@ -606,11 +618,12 @@ export class Relay implements TransportHandler, PoolClient {
         this.#statements.dropUnnamed()
         return this.#expectations.pushSimple(entries.query)
       case Frontend.sync:
+        this.#statements.onSync()
         return this.#expectations.pushSync()
       case Frontend.parse:
         // A name that is not followed must not meet another client.
         if (this.#namesPassThrough) this.#server!.stateKnown = false
-        return this.#expectations.pushExtended(entries.parse)
+        return this.#expectations.pushExtended(this.#namesPassThrough ? entries.parse : this.#statements.unnamedEntry)
       case Frontend.bind:
         return this.#expectations.pushExtended(entries.bind)
       case Frontend.describe:
@@ -796,7 +809,6 @@ export class Relay implements TransportHandler, PoolClient {
   #hearError(chunk: Buffer, at: number, next: number): void {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     this.#counters.countError(error.sqlState)
-    this.#statements.dropUnnamed()
     this.#traces.onError()
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
     if (error.sqlState === "0A000" || error.sqlState === "26000") this.#server!.stateKnown = false

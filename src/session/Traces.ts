@@ -46,8 +46,6 @@ export const hintOf = (text: string): Hint => {
 export class Traces {
   settings = false
   holds = false
-  /** RESET or DISCARD has been said: path and settings may have fallen back to what the connection was opened with. */
-  fellBack = false
   /** For as long as the client lives. */
   readonly customNames = new Set<string>()
   #localSets = 0
@@ -60,7 +58,6 @@ export class Traces {
   clear(): void {
     this.settings = false
     this.holds = false
-    this.fellBack = false
     this.#localSets = 0
   }
 
@@ -90,12 +87,6 @@ export class Traces {
         return
       case CommandTags.reset:
         this.settings = true
-        this.fellBack = true
-        return
-      case CommandTags.discard:
-        this.settings = true
-        this.holds = true
-        this.fellBack = true
         return
       case CommandTags.anything:
         this.settings = true

@@ -20,13 +20,11 @@ describe("CommandTags.read", () => {
   it("tells what may have changed settings", () => {
     for (const tag of ["SET", "SET CONSTRAINTS"]) assert.strictEqual(read(tag), CommandTags.set, tag)
     assert.strictEqual(read("RESET"), CommandTags.reset)
-    for (const tag of ["DISCARD ALL", "DISCARD PLANS", "DISCARD TEMP", "DISCARD SEQUENCES"]) {
-      assert.strictEqual(read(tag), CommandTags.discard, tag)
-    }
   })
 
-  it("takes a block or a procedure of the client's for anything", () => {
-    for (const tag of ["DO", "CALL"]) assert.strictEqual(read(tag), CommandTags.anything, tag)
+  it("takes DISCARD, and a block or a procedure of the client's, for anything", () => {
+    for (const tag of ["DISCARD ALL", "DISCARD PLANS", "DISCARD TEMP", "DISCARD SEQUENCES", "DO", "CALL"])
+      assert.strictEqual(read(tag), CommandTags.anything, tag)
   })
 
   it("takes for a trace whatever else may leave something behind", () => {

@@ -7,7 +7,7 @@ import { ServerConnection } from "../../src/pool/ServerConnection.ts"
 import { cString, frame, int16 } from "../../src/protocol/Encoder.ts"
 import { Backend, FrameCollector, Frontend, HEADER_LENGTH, lengthAt } from "../../src/protocol/Frame.ts"
 import { describeStatement, closeStatement, parse } from "../../src/protocol/Frontend.ts"
-import { entries, Expectations } from "../../src/session/Expectations.ts"
+import { entries, Expectations, type Entry } from "../../src/session/Expectations.ts"
 import {
   MAX_STATEMENT_BYTES_PER_CLIENT,
   MAX_STATEMENTS_PER_CLIENT,
@@ -120,8 +120,8 @@ class Lease {
   }
 
   /** A message that the relay forwards as it is; a Parse or a Bind here. */
-  asItIs(message: Buffer): Buffer {
-    this.expectations.pushExtended(message[0] === Frontend.parse ? entries.parse : entries.bind)
+  asItIs(message: Buffer, entry: Entry = message[0] === Frontend.parse ? entries.parse : entries.bind): Buffer {
+    this.expectations.pushExtended(entry)
     return this.write([message])
   }
 
@@ -130,6 +130,7 @@ class Lease {
   }
 
   sync(): void {
+    this.statements.onSync()
     this.expectations.pushSync()
     this.write([frame(Frontend.sync)])
   }
@@ -362,7 +363,7 @@ const bindUnnamed = (lease: Lease): Buffer =>
 const parseUnnamed = (lease: Lease, sql: string, whole = true): void => {
   const message = parseOf("", sql)
   lease.statements.onUnnamedParse(whole ? message : null)
-  lease.asItIs(Buffer.from(message))
+  lease.asItIs(Buffer.from(message), lease.statements.unnamedEntry)
   lease.statements.endOfChunk()
   message.fill(0xaa)
 }
@@ -393,6 +394,20 @@ describe("the unnamed statement", () => {
     bindUnnamed(second)
     assert.strictEqual(second.answers(), "2Z")
     assert.deepStrictEqual([...second.server.statements.values()], ["SELECT 'of another client'", "SELECT 1"])
+  })
+
+  it("that was skipped behind an error is not believed in by what follows its Sync in the same breath", () => {
+    const statements = newStatements()
+    const lease = new Lease(statements)
+    lease.asItIs(parseOf("", "SELECT 'of another client'"))
+    lease.answers()
+    statements.beginLease()
+    lease.parse("s", "wrong")
+    parseUnnamed(lease, "SELECT 1")
+    lease.sync()
+    bindUnnamed(lease)
+    assert.strictEqual(lease.answers(), "EZ2Z")
+    assert.strictEqual([...lease.server.statements.values()].at(-1), "SELECT 1")
   })
 
   it("of another client is never bound: the server is made to say that there is none", () => {

@@ -17,7 +17,12 @@ export interface SimulatedTenant {
   readonly schema: string
   readonly destUser: string
   readonly password: string
+  /** Its row's `pool_mode`. */
+  readonly mode: "transaction" | "session"
 }
+
+/** What work_mem is where nobody has set it. */
+const USUAL_WORK_MEM = "4MB"
 
 /** What may be told in a world like this. */
 const known = /^(57014|22012|53300|57P01|08001|08P01|25P02|25P03|25001|42P05|26000|28P01|55P02|08006|53100)$/
@@ -35,6 +40,10 @@ export class SimulatedClient {
   #batchOpen = false
   /** It changed its session's state: until that is answered, what it asked next would run in the same lease. */
   #awaitsAnswer = false
+  /** What it must see; null: a change of it failed, so it may be either. */
+  #workMem: string | null = USUAL_WORK_MEM
+  /** What it will be when the change that was asked for is answered. */
+  #workMemAsked: string | null = null
   #actions: number
   /** It has ended the connection itself, or broken it off: no answer is owed any more. */
   left = false
@@ -135,7 +144,7 @@ export class SimulatedClient {
       this.#owed++
       return this.#send(sync)
     }
-    switch (world.below(22)) {
+    switch (world.below(24)) {
       case 0:
       case 1:
       case 2:
@@ -165,9 +174,31 @@ export class SimulatedClient {
       case 14: {
         if (this.#inTransaction || this.#owed > 0) return
         this.#awaitsAnswer = true
-        const changes = ["SET work_mem = '9MB'", "RESET ALL", "SET search_path = 'public'", "DISCARD ALL"]
-        return this.#send(this.#simple(world.pick(changes)))
+        const change = world.pick([
+          "SET work_mem",
+          "RESET ALL",
+          "DISCARD ALL",
+          "LISTEN news",
+          "UNLISTEN *",
+          "SET search_path"
+        ])
+        switch (change) {
+          case "SET work_mem":
+            // Nobody else has this value.
+            this.#workMemAsked = `${100 + this.id}MB`
+            return this.#send(this.#simple(`SET work_mem = '${this.#workMemAsked}'`))
+          case "SET search_path":
+            // In session mode it would hold from then on, as it should.
+            return this.#send(this.#simple(this.tenant.mode === "session" ? "SELECT 1" : "SET search_path = 'public'"))
+          case "RESET ALL":
+          case "DISCARD ALL":
+            this.#workMemAsked = USUAL_WORK_MEM
+        }
+        return this.#send(this.#simple(change))
       }
+      case 21:
+      case 22:
+        return this.#send(this.#simple("SHOW work_mem"))
       case 15:
         this.#owed++
         return this.#send(sync)
@@ -250,9 +281,11 @@ export class SimulatedClient {
       case "Z":
         if (body[0] === TransactionStatus.idle && this.#owed <= 1) this.#inTransaction = false
         if (this.#state === "startup") this.#state = "ready"
-        else {
+        else if (this.#state === "ready") {
           this.answered++
           this.#awaitsAnswer = false
+          if (this.#workMemAsked !== null) this.#workMem = this.#workMemAsked
+          this.#workMemAsked = null
           if (--this.#owed < 0) this.violations.push(`client ${this.id} was answered more than it asked`)
         }
         return
@@ -267,14 +300,22 @@ export class SimulatedClient {
 
   #hearError(body: Buffer): void {
     const { severity, sqlState, message } = decodeError(body)
+    if (this.#workMemAsked !== null) this.#workMem = null
+    this.#workMemAsked = null
     if (!known.test(sqlState)) this.violations.push(`client ${this.id} was told ${sqlState} ${message}`)
     if (severity === "ERROR" && sqlState === "57014" && ++this.cancelled > this.#cancelsSent) {
       this.violations.push(`client ${this.id} was cancelled by somebody else`)
     }
   }
 
+  #hearValue(value: string): void {
+    if (!/^\d+MB$/.test(value) || this.#workMem === null || value === this.#workMem) return
+    this.violations.push(`client ${this.id} has work_mem ${value}, not ${this.#workMem}`)
+  }
+
   #hearRow(body: Buffer): void {
     const columns = body.readInt16BE(0)
+    if (columns === 1) return this.#hearValue(body.toString("utf8", 6))
     if (columns !== 3) return
     const values: Array<string> = []
     let at = 2

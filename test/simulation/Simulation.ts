@@ -35,7 +35,7 @@ export interface Outcome {
 const HOST = "db.internal"
 const PORT = 5432
 
-const tenants: ReadonlyArray<SimulatedTenant> = [
+const allTenants: ReadonlyArray<Omit<SimulatedTenant, "mode">> = [
   { mark: "red", schema: "red", destUser: "app", password: "red-pw" },
   { mark: "odd", schema: 'a"b; drop schema x --', destUser: "app", password: "odd-pw" },
   { mark: "green", schema: "green", destUser: "app", password: "green-pw" },
@@ -45,6 +45,10 @@ const tenants: ReadonlyArray<SimulatedTenant> = [
 export const simulate = (seed: number, steps = 220): Outcome => {
   const world = new World(seed)
   const violations: Array<string> = []
+  const tenants = allTenants.map((tenant): SimulatedTenant => ({
+    ...tenant,
+    mode: world.chance(0.15) ? "session" : "transaction"
+  }))
   const scope = Effect.runSync(Scope.make())
   const run = <A>(effect: Effect.Effect<A, unknown, Scope.Scope>): A => {
     let exit: Exit.Exit<A, unknown> | undefined
@@ -115,7 +119,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
   )
   const kms = MemoryKms.make()
   const repo = run(MemoryAuthRepo.make())
-  for (const { schema, destUser, password } of tenants) {
+  for (const { schema, destUser, password, mode } of tenants) {
     repo.set({
       sourceDb: "shop",
       sourceSchema: schema,
@@ -124,6 +128,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
       destHost: HOST,
       destDb: "shop",
       destUser,
+      poolMode: mode,
       destPassEnc: kms.encrypt(`${destUser}-secret`)
     })
   }
@@ -149,6 +154,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
     for (const pool of service.pools()) {
       if (pool.open !== pool.idle + pool.inUse + pool.closing)
         violations.push(`accounts do not add up: ${describe(pool)}`)
+      if (pool.pinned > Math.floor(maxOpen / 2)) violations.push(`more than MaxPinned: ${describe(pool)}`)
       if (pool.open + pool.opening > maxOpen) violations.push(`more than MaxOpen: ${describe(pool)}`)
     }
   }
@@ -184,7 +190,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
   for (let second = 0; second < 8; second++) world.pass(1000)
   checkAccounts()
   for (const pool of service.pools()) {
-    if (pool.inUse > 0 || pool.waiting > 0 || pool.opening > 0 || pool.closing > 0) {
+    if (pool.inUse > 0 || pool.pinned > 0 || pool.waiting > 0 || pool.opening > 0 || pool.closing > 0) {
       violations.push(`not at rest when all have left: ${describe(pool)}`)
     }
     if (pool.idle !== network.openTransports().connected) {
