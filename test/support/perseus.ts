@@ -26,7 +26,7 @@ import type { PoolSnapshot } from "../../src/pool/PoolStatistics.ts"
 import { encrypt } from "../../src/tenant/KmsDecrypt.ts"
 import { PasswordHash } from "../../src/tenant/PasswordHash.ts"
 import { connection, databaseOn, freshDatabase, type Server, type TestDatabase } from "./postgres.ts"
-import { RawClient, type Message } from "./rawClient.ts"
+import { RawClient, type Address, type Message } from "./rawClient.ts"
 
 export interface TenantOptions {
   readonly schema: string
@@ -51,6 +51,8 @@ export interface Options {
   readonly config?: Overrides | undefined
   /** Another than the one that all tests share. */
   readonly server?: Server | undefined
+  /** Where the rows say that it is, if that is not where it is: a `faultyServer` before it. */
+  readonly through?: Address | undefined
 }
 
 export interface TestTenant {
@@ -184,6 +186,7 @@ export const startPerseus = Effect.fnUntraced(function* (
   const asked = options.tenants.map((tenant): TenantOptions =>
     typeof tenant === "string" ? { schema: tenant } : tenant
   )
+  const { host: destHost, port: destPort } = options.through ?? server
   const sourceDb = "shop"
   const rolePassword = "p@ss/w#rd%"
 
@@ -219,7 +222,7 @@ export const startPerseus = Effect.fnUntraced(function* (
         schema,
         user,
         yield* hashOf(password),
-        `${server.host}:${server.port}`,
+        `${destHost}:${destPort}`,
         destination.database,
         ciphertext,
         role

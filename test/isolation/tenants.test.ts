@@ -8,18 +8,6 @@ const oneConnection = { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } }
 /** What is neither a keyword nor one word, and reads as SQL where it is pasted. */
 const HOSTILE = 'a"b; drop schema x --'
 
-/** What any session can see of its own state, as one row. */
-const STATE = `SELECT current_setting('search_path'), current_setting('standard_conforming_strings'),
-  current_setting('statement_timeout'), current_setting('TimeZone'), current_setting('work_mem'), current_user = session_user,
-  current_setting('my.mark', true), (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_cursors),
-  (SELECT count(*) FROM pg_listening_channels()), pg_my_temp_schema()::regnamespace::text,
-  (SELECT count(*) FROM pg_class WHERE relpersistence = 't' AND relkind = 'r' AND relnamespace = pg_my_temp_schema()),
-  (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
-  (SELECT string_agg(name, ',') FROM me)`
-
-/** The namespace of temporary tables stays reserved for the connection when all that was in it is gone. */
-const stateFor = (rows: ReadonlyArray<string>) => rows.map((row) => row.replace(/\|pg_temp_\d+\|/, "|-|"))
-
 describe("rows", () => {
   it.live("stay with their tenant when tenants take turns on one connection, transaction by transaction", () =>
     Effect.gen(function* () {
@@ -133,53 +121,6 @@ layer(SharedPerseus.with({ tenants: ["red"] }), { excludeTestServices: true })(
 )
 
 describe("what one tenant does to its session", () => {
-  const deeds: ReadonlyArray<readonly [what: string, statements: ReadonlyArray<string>]> = [
-    ["RESET ALL", ["RESET ALL"]],
-    ["DISCARD ALL", ["DISCARD ALL"]],
-    ["RESET search_path", ["RESET search_path"]],
-    ["SET search_path", ["SET search_path = pg_catalog, public"]],
-    ["set_config of the search_path", ["SELECT set_config('search_path', 'pg_catalog', false)"]],
-    ["set_config of a custom setting", ["SELECT set_config('my.mark', 'red was here', false)"]],
-    ["SET standard_conforming_strings = off", ["SET standard_conforming_strings = off"]],
-    ["SET statement_timeout = 1", ["SET statement_timeout = 1"]],
-    ["SET TimeZone and work_mem", ["SET TimeZone = 'Asia/Tokyo'; SET work_mem = '64kB'"]],
-    ["SET default_transaction_read_only = on", ["SET default_transaction_read_only = on"]],
-    ["SET client_encoding", ["SET client_encoding = LATIN1"]],
-    ["SET ROLE", ["SET ROLE pg_monitor"]],
-    ["SET SESSION AUTHORIZATION", ["SET SESSION AUTHORIZATION DEFAULT"]],
-    ["a temporary table that shadows", ["CREATE TEMP TABLE me AS SELECT 'fake' AS name"]],
-    ["a temporary table made by SELECT INTO", ["SELECT 'fake' AS name INTO TEMP me"]],
-    ["PREPARE", ["PREPARE p AS SELECT 1"]],
-    ["LISTEN", ["LISTEN news"]],
-    ["advisory locks", ["SELECT pg_advisory_lock(1), pg_advisory_lock_shared(2)"]],
-    ["a WITH HOLD cursor", ["DECLARE held CURSOR WITH HOLD FOR SELECT 1"]],
-    ["a change inside DO", ["DO $$ BEGIN PERFORM set_config('statement_timeout', '1', false); END $$"]],
-    ["a setting within a transaction", ["BEGIN; SET LOCAL statement_timeout = 1; SET work_mem = '64kB'; COMMIT"]],
-    ["settings rolled back to a savepoint", ["BEGIN; SAVEPOINT s; SET work_mem = '64kB'; ROLLBACK TO s; COMMIT"]],
-    ["an error in the middle", ["SET work_mem = '64kB'; SELECT 1/0; SET statement_timeout = 1"]]
-  ]
-
-  it.live("is unnoticed by the other on the same connection", () =>
-    Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red", "green"], config: oneConnection })
-      yield* perseus.destination.query(`GRANT pg_monitor TO ${perseus.tenant("red").role} WITH SET TRUE`)
-      const green = yield* perseus.login("green")
-      yield* green.query("CREATE TABLE me (name text); INSERT INTO me VALUES ('green')")
-      yield* perseus.query("red", "CREATE TABLE me (name text); INSERT INTO me VALUES ('red')")
-      const before = stateFor(rowsOf(yield* green.query(STATE)))
-      assert.match(before[0]!, /^green\|on\|0\|.*\|green$/)
-      for (const [what, statements] of deeds) {
-        const red = yield* perseus.login("red")
-        for (const statement of statements) yield* red.query(statement)
-        const after = stateFor(rowsOf(yield* green.query(STATE)))
-        assert.deepStrictEqual(after, before, what)
-        yield* green.query("BEGIN; UPDATE me SET name = name; COMMIT")
-        assert.strictEqual(rowsOf(yield* green.query("SELECT 'ü\\' AS x"))[0], "ü\\", what)
-      }
-      assert.strictEqual(perseus.pool().statistics.opened, 1)
-    })
-  )
-
   it.live("is unnoticed where it happened by extended messages, prepared statements included", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red", "green"], config: oneConnection })
