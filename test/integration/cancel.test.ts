@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Net from "node:net"
 import { eventually, startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
 import {
   bind,
@@ -25,6 +26,17 @@ const cancel = (perseus: TestPerseus, key: CancelKey) =>
       assert.deepStrictEqual(yield* client.closed(), [])
     })
   )
+
+/** How the other side leaves the connection of a cancel request: all that a stranger gets to see. */
+const farewell = ({ host, port }: TestPerseus, key: CancelKey) =>
+  Effect.callback<string>((resume) => {
+    let words = ""
+    const socket = Net.connect({ host, port }, () => socket.write(cancelRequest(key)))
+    const say = (how: string) => resume(Effect.succeed(`${how} after ${JSON.stringify(words)}`))
+    socket.on("data", (chunk) => (words += chunk.toString()))
+    socket.on("end", () => say("closed in order"))
+    socket.on("error", () => say("cut"))
+  })
 
 const runs = (perseus: TestPerseus, what: string) =>
   eventually(perseus.backends, (backends) =>
@@ -73,24 +85,76 @@ describe("a cancel request", () => {
     })
   )
 
-  it.live("with a wrong key has no effect and no answer", () =>
+  it.live("with any key but the session's own has no effect and no answer", () =>
     Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } })
+      const perseus = yield* startPerseus({
+        tenants: ["red", "green"],
+        config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } }
+      })
+      const finished = yield* Effect.scoped(Effect.map(perseus.login("red"), ({ key }) => key))
+      const [red, green, idle] = [
+        yield* perseus.login("red"),
+        yield* perseus.login("green"),
+        yield* perseus.login("red")
+      ]
+      red.send(query("SELECT pg_sleep(600), 'red'"))
+      green.send(query("SELECT pg_sleep(600), 'green'"))
+      yield* runs(perseus, "'red'")
+      yield* runs(perseus, "'green'")
+      const backends = yield* perseus.backends
+      const { processId, secretKey } = red.key
+      const flipped = (at: number) => Buffer.from(secretKey.map((byte, index) => (index === at ? byte ^ 1 : byte)))
+      const guesses: ReadonlyArray<readonly [what: string, key: CancelKey]> = [
+        ...[0, 1, 2, 3].map((at) => [`a bit of byte ${at} is wrong`, { processId, secretKey: flipped(at) }] as const),
+        ["another session's process id", { processId: green.key.processId, secretKey }],
+        ["another session's secret", { processId, secretKey: green.key.secretKey }],
+        ["that of a session that is over", finished],
+        ["its process id, and the secret of one that is over", { processId, secretKey: finished.secretKey }],
+        ["the next process id", { processId: idle.key.processId + 1, secretKey }],
+        ["a process id of none", { processId: 0, secretKey: Buffer.alloc(4) }],
+        ["a negative process id", { processId: processId | 0x80000000, secretKey }],
+        ["one of another process", { processId: processId | 0x01000000, secretKey }],
+        ["a secret of nothing but zeros", { processId, secretKey: Buffer.alloc(4) }],
+        ["5 bytes that begin like it", { processId, secretKey: Buffer.concat([secretKey, Buffer.of(0)]) }],
+        ["256 bytes that begin like it", { processId, secretKey: Buffer.concat([secretKey, Buffer.alloc(252)]) }],
+        ...backends.map(({ pid }) => [`a backend's own process id`, { processId: pid, secretKey }] as const)
+      ]
+      for (const [index, [what, key]] of guesses.entries()) {
+        assert.strictEqual(yield* farewell(perseus, key), 'closed in order after ""', what)
+        assert.strictEqual(perseus.service.live.cancelsWithoutEffect, index + 1, what)
+      }
+      assert.strictEqual(perseus.pool().statistics.cancelsForwarded, 0)
+      assert.deepStrictEqual(
+        (yield* perseus.backends).map(({ pid, state }) => [pid, state]),
+        backends.map(({ pid }) => [pid, "active"])
+      )
+
+      // The right ones look the same from without.
+      assert.strictEqual(yield* farewell(perseus, idle.key), 'closed in order after ""')
+      assert.strictEqual(yield* farewell(perseus, red.key), 'closed in order after ""')
+      assert.strictEqual(yield* farewell(perseus, green.key), 'closed in order after ""')
+      assert.deepStrictEqual(sqlStatesOf(yield* red.ready()), ["57014"])
+      assert.deepStrictEqual(sqlStatesOf(yield* green.ready()), ["57014"])
+      assert.strictEqual(perseus.pool().statistics.cancelsForwarded, 2)
+      assert.strictEqual(perseus.service.live.cancelsWithoutEffect, guesses.length)
+    })
+  )
+
+  it.live("with a secret of a length that none has is refused alike, whether its process id is somebody's or not", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: one })
       const client = yield* perseus.login("red")
-      client.send(query("SELECT pg_sleep(1), 'done'"))
+      client.send(query("SELECT pg_sleep(600)"))
       yield* runs(perseus, "pg_sleep")
       const { processId, secretKey } = client.key
-      const wrong = Buffer.from(secretKey.map((byte, index) => (index === 3 ? byte ^ 1 : byte)))
-      yield* cancel(perseus, { processId, secretKey: wrong })
-      yield* cancel(perseus, { processId: processId + 1, secretKey })
-      yield* cancel(perseus, { processId: 0, secretKey: Buffer.alloc(4) })
-      yield* cancel(perseus, { processId, secretKey: Buffer.alloc(256) })
-      yield* cancel(perseus, { processId, secretKey: Buffer.concat([secretKey, Buffer.of(0)]) })
-      const backend = (yield* perseus.backends).find(({ query }) => query.includes("pg_sleep"))!
-      yield* cancel(perseus, { processId: backend.pid, secretKey })
-      assert.deepStrictEqual(rowsOf(yield* client.ready()), ["|done"])
+      for (const length of [0, 3, 257, 9000]) {
+        const begun = Buffer.concat([secretKey, Buffer.alloc(length)]).subarray(0, length)
+        const right = yield* farewell(perseus, { processId, secretKey: begun })
+        const wrong = yield* farewell(perseus, { processId: processId + 1, secretKey: Buffer.alloc(length, 1) })
+        assert.strictEqual(right, wrong, `${length} bytes`)
+      }
       assert.strictEqual(perseus.pool().statistics.cancelsForwarded, 0)
-      assert.isAtLeast(perseus.service.live.cancelsWithoutEffect, 6)
+      assert.strictEqual((yield* perseus.backends)[0]?.state, "active")
     })
   )
 
