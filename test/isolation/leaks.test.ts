@@ -84,6 +84,7 @@ const said = (messages: ReadonlyArray<Message>): string =>
       if (each.type === "D") return [columnsOf(each).join("|")]
       if (each.type === "E") return [fieldsOf(each)["C"]]
       if (each.type === "A") return ["notified"]
+      if (each.type === "S") return ["reported"]
       return each.type === "N" ? ["noticed"] : []
     })
     .join(" ")

@@ -2,12 +2,12 @@
  * What DISCARD ALL leaves of a session: each thing is seen to survive a switch by "discard", and to be gone where a switch is
  * a new connection. State inside procedural languages is of the same kind; those that have any need libraries of the system's.
  */
-import { assert, layer } from "@effect/vitest"
+import { assert, it, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { eventually, SharedPerseus } from "../support/perseus.ts"
+import { eventually, SharedPerseus, startPerseus } from "../support/perseus.ts"
 import { rowsOf } from "../support/rawClient.ts"
 
 /** Both tenants need the one connection there may be. */
@@ -113,3 +113,16 @@ for (const [TenantSwitch, outcome] of [
     )
   })
 }
+
+// Not yet: the connection that both had under "discard" lives on, with what the one before the last has left.
+it.live.fails('a reload to "reconnect" holds for what tenants left before it', () =>
+  Effect.gen(function* () {
+    const perseus = yield* startPerseus({ tenants: ["red", "green"], config: { PoolSettings } })
+    const green = yield* perseus.login("green")
+    yield* perseus.query("red", "SELECT set_config('my.mark', 'red', false)")
+    yield* green.query("SELECT 1")
+    yield* perseus.reload({ PoolSettings: { ...PoolSettings, TenantSwitch: "reconnect" } })
+    const absent = yield* green.query("SELECT current_setting('my.mark', true) IS NULL")
+    assert.deepStrictEqual(rowsOf(absent), ["t"])
+  })
+)
