@@ -1,7 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
+import { delay, faultyServer, pass, type Fault } from "../support/faultyServer.ts"
 import { eventually, startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
+import { connection } from "../support/postgres.ts"
 import {
   bind,
   cancelRequest,
@@ -42,6 +44,22 @@ const runs = (perseus: TestPerseus, what: string) =>
   eventually(perseus.backends, (backends) =>
     backends.some(({ query, state }) => state === "active" && query.includes(what))
   )
+
+const behindFaultyServer = Effect.gen(function* () {
+  const server = yield* faultyServer(connection())
+  const perseus = yield* startPerseus({
+    tenants: ["red", "green"],
+    through: server,
+    config: { ...one, LimitSettings: { CancelTimeoutSecs: 1 } }
+  })
+  return { server, perseus }
+})
+
+const CANCEL_REQUEST_CODE = 80877102
+
+const delayedCancels = (until: Promise<void>): Fault => ({
+  fromFrontend: ({ type, body }) => (type === "" && body.readUInt32BE(0) === CANCEL_REQUEST_CODE ? delay(until) : pass)
+})
 
 describe("a cancel request", () => {
   it.live("ends the query that its session runs, and the session goes on", () =>
@@ -173,6 +191,38 @@ describe("a cancel request", () => {
         (count) => count > 0
       )
       assert.deepStrictEqual(rowsOf(yield* next.ready()), ["|done"])
+    })
+  )
+
+  it.live("that reaches the server late hits nobody: the connection is lent to no one before it has ended", () =>
+    Effect.gen(function* () {
+      const { server, perseus } = yield* behindFaultyServer
+      const [red, green] = [yield* perseus.login("red"), yield* perseus.login("green")]
+      let letGo = () => {}
+      yield* server.inject(delayedCancels(new Promise((resolve) => (letGo = resolve))))
+      red.send(query("SELECT pg_sleep(0.3), 'red'"))
+      yield* runs(perseus, "'red'")
+      yield* cancel(perseus, red.key)
+      assert.deepStrictEqual(rowsOf(yield* red.ready()), ["|red"])
+      green.send(query("SELECT pg_sleep(0.1), 'green'"))
+      yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
+      letGo()
+      assert.deepStrictEqual(rowsOf(yield* green.ready()), ["|green"])
+      assert.strictEqual((yield* whole(perseus)).statistics.opened, 1)
+    })
+  )
+
+  it.live("that does not end within CancelTimeoutSecs costs the connection, and nobody's query", () =>
+    Effect.gen(function* () {
+      const { server, perseus } = yield* behindFaultyServer
+      const [red, green] = [yield* perseus.login("red"), yield* perseus.login("green")]
+      yield* server.inject(delayedCancels(new Promise(() => undefined)))
+      red.send(query("SELECT pg_sleep(0.3), 'red'"))
+      yield* runs(perseus, "'red'")
+      yield* cancel(perseus, red.key)
+      assert.deepStrictEqual(rowsOf(yield* red.ready()), ["|red"])
+      assert.deepStrictEqual(rowsOf(yield* green.query("SELECT 'green'")), ["green"])
+      assert.strictEqual((yield* whole(perseus)).statistics.opened, 2)
     })
   )
 
