@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
-import { delay, faultyServer, pass, type Fault } from "../support/faultyServer.ts"
+import { delay, faultyServer, pass, sqlOf, type Fault } from "../support/faultyServer.ts"
 import { eventually, startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
 import { connection } from "../support/postgres.ts"
 import {
@@ -209,6 +209,35 @@ describe("a cancel request", () => {
       letGo()
       assert.deepStrictEqual(rowsOf(yield* green.ready()), ["|green"])
       assert.strictEqual((yield* whole(perseus)).statistics.opened, 1)
+    })
+  )
+
+  it.live("in the midst of the tenant switch before its query answers that at once, and never reaches the switch", () =>
+    Effect.gen(function* () {
+      const { server, perseus } = yield* behindFaultyServer
+      const [red, green] = [yield* perseus.login("red"), yield* perseus.login("green")]
+      yield* red.query("SELECT 1")
+      let letGo = () => {}
+      const until = new Promise<void>((resolve) => (letGo = resolve))
+      let switching = false
+      yield* server.inject({
+        fromFrontend: (sent) => {
+          if (switching || sqlOf(sent) !== "DISCARD ALL") return pass
+          switching = true
+          return delay(until)
+        }
+      })
+      green.send(query("SELECT 'green'"))
+      yield* eventually(
+        Effect.sync(() => switching),
+        (begun) => begun
+      )
+      yield* cancel(perseus, green.key)
+      assert.deepStrictEqual(sqlStatesOf(yield* green.ready()), ["57014"])
+      letGo()
+      assert.deepStrictEqual(rowsOf(yield* green.query("SELECT 'green again'")), ["green again"])
+      const { cancelsForwarded, opened } = (yield* whole(perseus)).statistics
+      assert.deepStrictEqual([cancelsForwarded, opened], [0, 1])
     })
   )
 
