@@ -31,7 +31,7 @@ export interface Options {
   readonly address: Address
   readonly tenants: ReadonlyArray<CanaryTenant>
   readonly clients: number
-  /** Ends when there have been as many, or at the first wrong mark. */
+  /** Ends when there have been as many, or at the first wrong mark. Also when too much else goes wrong. */
   readonly transactions: number
   readonly seed: number
 }
@@ -317,12 +317,20 @@ const deeds: ReadonlyArray<readonly [weight: number, name: string, deed: Deed]> 
 /** Each deed as often as its weight says. */
 const lots = deeds.flatMap((deed) => Array.from({ length: deed[0] }, () => deed))
 
-export const release = async (options: Options, tally: Tally): Promise<void> => {
+/** More only repeat what the first of them say. */
+const MAX_UNEXPECTED = 100
+
+export const release = async (options: Options, tally: Tally, signal: AbortSignal): Promise<void> => {
   const finished: Array<CancelKey> = []
+  const goesOn = () =>
+    tally.transactions < options.transactions &&
+    tally.wrongMarks.length === 0 &&
+    tally.unexpected.length < MAX_UNEXPECTED &&
+    !signal.aborted
   const live = async (index: number): Promise<void> => {
     const tenant = options.tenants[index % options.tenants.length]!
     const canary = new Canary(options, index, tenant, tally, finished)
-    while (tally.transactions < options.transactions && tally.wrongMarks.length === 0) {
+    while (goesOn()) {
       const [, name, deed] = canary.chance.pick(lots)
       tally.busy.set(index, name)
       try {

@@ -33,8 +33,8 @@ const fly = Effect.fnUntraced(function* ({ tenants, clients, transactions, MaxOp
   )
   yield* server?.inject(fault ?? noFault) ?? Effect.void
   const tally = newTally()
-  yield* Effect.promise(() =>
-    release({ address: perseus, tenants: all, clients, transactions, seed: SEED }, tally)
+  yield* Effect.promise((signal) =>
+    release({ address: perseus, tenants: all, clients, transactions, seed: SEED }, tally, signal)
   ).pipe(
     Effect.timeoutOrElse({
       duration: "150 seconds",
