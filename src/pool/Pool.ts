@@ -566,16 +566,21 @@ export class Pool {
         connection.settings = settings
         connection.stateKnown = tenant.path === path
       }
-      if (end._tag === "TimedOut" && conversation === checkConversation) {
-        if (preparation.client !== null) this.#waitAgain(preparation.client, since)
-        this.#closeByForce(connection)
-      } else this.#prepared(connection, preparation.client, end, since)
+      this.#prepared(connection, preparation.client, conversation, end, since)
       this.release(tenant)
     })
   }
 
   /** `client` is null where it has gone meanwhile. */
-  #prepared(connection: Connection, client: PoolClient | null, end: ConversationEnd, since: number): void {
+  #prepared(
+    connection: Connection,
+    client: PoolClient | null,
+    { settingsFrom }: Conversation,
+    end: ConversationEnd,
+    since: number
+  ): void {
+    const isNew = connection.tenant === null
+    let detail: string
     switch (end._tag) {
       case "Done":
         if (client === null) return this.#settle(connection)
@@ -584,25 +589,33 @@ export class Pool {
         return client.onGranted(connection)
       case "Refused":
         this.#close(connection)
-        return client?.onRefused(settingRefused(end.error))
+        if (settingsFrom !== undefined && end.completed >= settingsFrom) {
+          return client?.onRefused(settingRefused(end.error))
+        }
+        detail = `${end.error.sqlState} ${end.error.message}`
+        break
       case "TimedOut":
-        this.#close(connection)
-        return client?.onRefused(
-          this.#unreachable(`a tenant switch took longer than ${this.#settings.SchemaExecTimeoutSecs} s`)
-        )
+        this.#closeByForce(connection)
+        detail = "a tenant switch took longer than SchemaExecTimeoutSecs"
+        break
       case "Lost":
-        // Nothing of the client's was sent, so it does not notice: another connection, at the head of the queue.
-        if (connection.tenant === null)
-          this.#connectFailed(connection.group, new ConnectFailure({ kind: "unreachable", detail: end.reason }))
-        if (client !== null) this.#waitAgain(client, since)
+        detail = end.reason
     }
+    if (isNew) this.#connectFailed(connection.group, new ConnectFailure({ kind: "unreachable", detail }))
+    if (client === null) return
+    // It was the first thing that this connection was asked: another would do no better, unless the server restarts.
+    if (isNew && end._tag !== "Lost") client.onRefused(this.#unreachable(detail))
+    // Nothing of the client's was sent, so it does not notice: another connection, at the head of the queue.
+    else this.#waitAgain(client, since)
   }
 
   #waitAgain(client: PoolClient, since: number): void {
-    if (this.#closing) return client.onRefused(new ShuttingDown())
-    client.tenant.group.queue.enterFirst(client.tenant.lane, client.waiter)
+    const { group, lane } = client.tenant
+    const fault = this.#closing ? new ShuttingDown() : this.#inVain(group, this.#now())
+    if (fault !== null) return client.onRefused(fault)
+    group.queue.enterFirst(lane, client.waiter)
     client.waiter.since = since
-    this.#serve(client.tenant.group)
+    this.#serve(group)
   }
 
   // ---- idle connections
@@ -893,6 +906,7 @@ export class Pool {
   /** New settings act at once: what is idle beyond them is closed now, the rest as it comes back. */
   configure(limits: PoolLimits): void {
     const extraSchemas = this.#settings.ExtraSchemas.join("\0")
+    if (limits.pool.TenantSwitch !== this.#settings.TenantSwitch) this.#retireAll()
     this.#settings = limits.pool
     this.#limits = limits.limits
     this.#server = limits.server
@@ -904,6 +918,11 @@ export class Pool {
     }
     this.#closeSurplus()
     for (const group of this.#groups.values()) if (group.queue.length > 0) this.#serve(group)
+  }
+
+  /** Connections that several tenants have had serve none of them under the new rule. */
+  #retireAll(): void {
+    for (const group of Array.from(this.#groups.values())) this.retire(group)
   }
 
   // ---- what others ask

@@ -57,6 +57,7 @@ export type Floor = ReadonlyArray<readonly [name: string, value: string]>
  * never to a neighbour's.
  */
 export const safeFloor: Floor = [
+  ["role", "none"],
   ["search_path", ""],
   ["standard_conforming_strings", "on"],
   ["client_encoding", "UTF8"]
@@ -64,6 +65,7 @@ export const safeFloor: Floor = [
 
 /** Under the connection of a client in session mode: its own path and settings. */
 export const sessionFloor = (path: ReadonlyArray<string>, settings: ClientSettings): Floor => [
+  ["role", "none"],
   ["search_path", pathList(path)],
   ...settings.list
 ]
@@ -91,6 +93,8 @@ export interface Conversation {
    * one that was counted wrongly must not pass for the success of a switch.
    */
   readonly commands: ReadonlyArray<number>
+  /** Behind so many commands in all come the client's own settings, which alone the server may refuse for reasons of its. */
+  readonly settingsFrom?: number
   /** Behind it nothing of an earlier session is left. */
   readonly forgets?: true
   /** Told the body of each DataRow. */
@@ -121,6 +125,7 @@ export const switchTo = (path: ReadonlyArray<string>, settings: ClientSettings):
   bytes: Buffer.concat([forget, setPath(path), ...settings.list.map(set), sync]),
   readyForQueries: 2,
   commands: [1, 2 + settings.list.length],
+  settingsFrom: 3,
   forgets: true
 })
 
@@ -144,6 +149,7 @@ export const differences = (from: ClientSettings, to: ClientSettings): Conversat
   return {
     bytes: Buffer.concat([...putOff, ...sets.map(set), sync]),
     readyForQueries: 1,
-    commands: [putOff.length + sets.length]
+    commands: [putOff.length + sets.length],
+    settingsFrom: putOff.length
   }
 }

@@ -22,7 +22,8 @@ export interface Lessee {
 /** How a conversation ended. Only "Done" leaves the connection usable. */
 export type ConversationEnd =
   | { readonly _tag: "Done" }
-  | { readonly _tag: "Refused"; readonly error: ReceivedError }
+  /** `completed`: commands of the whole conversation that were done before. */
+  | { readonly _tag: "Refused"; readonly error: ReceivedError; readonly completed: number }
   | { readonly _tag: "Lost"; readonly reason: string }
   | { readonly _tag: "TimedOut" }
 
@@ -43,6 +44,8 @@ interface RunningConversation {
   remaining: number
   /** Commands completed since the last ReadyForQuery. */
   completed: number
+  /** And in all, before the first error. */
+  completedInAll: number
   /** How many there must be before each ReadyForQuery to come. */
   readonly commands: Array<number>
   error: ReceivedError | null
@@ -120,6 +123,7 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
     this.#conversation = {
       remaining: conversation.readyForQueries,
       completed: 0,
+      completedInAll: 0,
       commands: [...conversation.commands],
       error: null,
       onRow: conversation.onRow,
@@ -175,6 +179,7 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
     switch (frame.type) {
       case Backend.commandComplete:
         conversation.completed++
+        if (conversation.error === null) conversation.completedInAll++
         return
       case Backend.dataRow:
         conversation.onRow?.(frame.body)
@@ -188,8 +193,10 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
         }
         conversation.completed = 0
         if (--conversation.remaining > 0) return
-        if (conversation.error !== null) this.#endConversation({ _tag: "Refused", error: conversation.error })
-        else if (frame.body[0] === TransactionStatus.idle) this.#endConversation({ _tag: "Done" })
+        if (conversation.error !== null) {
+          const { error, completedInAll: completed } = conversation
+          this.#endConversation({ _tag: "Refused", error, completed })
+        } else if (frame.body[0] === TransactionStatus.idle) this.#endConversation({ _tag: "Done" })
         else this.#lose("the server was in a transaction when it should have been idle")
         return
       case Backend.errorResponse:

@@ -52,12 +52,11 @@ export const decode = (packet: Buffer): StartupPacket => {
     case GSSENC_REQUEST_CODE:
       return packet.length === 8 ? { _tag: "GssEncRequest" } : malformed("GSSENCRequest has a body")
     case CANCEL_REQUEST_CODE: {
-      // 4 bytes of key in protocol 3.0, up to 256 in 3.2.
-      const keyLength = packet.length - 12
-      if (keyLength < 4 || keyLength > 256) return malformed("CancelRequest has an impossible length")
+      // 4 bytes of key in protocol 3.0, up to 256 in 3.2. One of another length is nobody's, and as PostgreSQL nobody says so.
+      const whole = packet.length >= 12
       return {
         _tag: "CancelRequest",
-        processId: packet.readUInt32BE(8),
+        processId: whole ? packet.readUInt32BE(8) : 0,
         secretKey: Buffer.from(packet.subarray(12))
       }
     }

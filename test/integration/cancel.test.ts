@@ -158,7 +158,7 @@ describe("a cancel request", () => {
     })
   )
 
-  it.live("with a secret of a length that none has is refused alike, whether its process id is somebody's or not", () =>
+  it.live("with a secret of a length that none has has no effect and no answer", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: one })
       const client = yield* perseus.login("red")

@@ -25,7 +25,7 @@ import {
 } from "../support/rawClient.ts"
 
 /** Both tenants meet on the one connection there is. */
-const PoolSettings = { MaxOpen: 1, MaxIdle: 1 }
+const PoolSettings = { MaxOpen: 1, MaxIdle: 1, MaxPinned: 1 }
 
 interface World {
   readonly perseus: TestPerseus

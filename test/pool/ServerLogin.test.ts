@@ -111,6 +111,7 @@ describe("a login that succeeds", () => {
       assert.deepStrictEqual(packet._tag === "StartupMessage" && [...packet.message.parameters], [
         ["user", "app"],
         ["database", "shop"],
+        ["role", "none"],
         ["search_path", ""],
         ["standard_conforming_strings", "on"],
         ["client_encoding", "UTF8"]

@@ -45,10 +45,10 @@ const allTenants: ReadonlyArray<Omit<SimulatedTenant, "mode">> = [
 export const simulate = (seed: number, steps = 220): Outcome => {
   const world = new World(seed)
   const violations: Array<string> = []
-  const tenants = allTenants.map((tenant): SimulatedTenant => ({
-    ...tenant,
-    mode: world.chance(0.15) ? "session" : "transaction"
-  }))
+  const tenants = Array.from(allTenants, (tenant): SimulatedTenant => {
+    const mode = world.chance(0.15) ? "session" : "transaction"
+    return { ...tenant, mode }
+  })
   const scope = Effect.runSync(Scope.make())
   const run = <A>(effect: Effect.Effect<A, unknown, Scope.Scope>): A => {
     let exit: Exit.Exit<A, unknown> | undefined

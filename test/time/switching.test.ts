@@ -20,22 +20,28 @@ const served = Effect.fnUntraced(function* (perseus: MemoryPerseus, client: Clie
 describe("SchemaExecTimeoutSecs", () => {
   const settings = { PoolSettings: { ...oneConnection, SchemaExecTimeoutSecs: 3 } }
 
-  it.effect("answers the query behind a switch that the server does not end, and closes the connection", () =>
-    Effect.gen(function* () {
-      const perseus = yield* make({ settings })
-      const blue = yield* perseus.logIn("blue")
-      yield* perseus.logIn("red")
-      perseus.postgres.stallAt("statement")
-      blue.ask("SELECT 1")
-      yield* perseus.falls(3000, {
-        before: () => assert.deepStrictEqual(blue.heard(), []),
-        after: () => assert.deepStrictEqual(blue.heard(), ["ERROR 08001", "ready I"])
+  it.effect(
+    "closes a connection whose switch the server does not end, and answers where the next one's does not either",
+    () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings })
+        const blue = yield* perseus.logIn("blue")
+        yield* perseus.logIn("red")
+        perseus.postgres.stallAt("statement")
+        blue.ask("SELECT 1")
+        yield* perseus.falls(3000, {
+          before: () => assert.strictEqual(perseus.pool().statistics.opened, 1),
+          after: () => assert.strictEqual(perseus.pool().statistics.opened, 2)
+        })
+        yield* perseus.falls(3000, {
+          before: () => assert.deepStrictEqual(blue.heard(), []),
+          after: () => assert.deepStrictEqual(blue.heard(), ["ERROR 08001", "ready I"])
+        })
+        perseus.whole(0)
+        perseus.postgres.proceed()
+        assert.deepStrictEqual(yield* served(perseus, blue), answered)
+        perseus.whole(1)
       })
-      perseus.whole(0)
-      perseus.postgres.proceed()
-      assert.deepStrictEqual(yield* served(perseus, blue), answered)
-      perseus.whole(1)
-    })
   )
 
   it.effect("fails the login behind a switch that the server does not end", () =>
