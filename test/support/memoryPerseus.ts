@@ -229,12 +229,20 @@ interface Server {
   readonly postgres: MemoryPostgres.MemoryPostgres
   /** Connections that it accepted, cancels included. */
   readonly accepted: () => number
+  /** What it says from now on is changed on its way, one write at a time. */
+  readonly tamper: (change: (bytes: Buffer) => Buffer) => void
   /** Does not hear or answer any more, on none of the connections that it has now. */
   readonly hang: () => void
+  /** Those that hung hear again. */
+  readonly wake: () => void
+  /** Breaks the connection that it accepted last. */
+  readonly breakNewest: () => void
   /** What its hung connections were told is answered by a reset. */
   readonly reset: () => void
-  /** Connects are not answered from now on, or are again. */
+  /** Connects are not answered from now on. */
   readonly vanish: () => void
+  /** Connects are refused from now on. */
+  readonly refuse: () => void
 }
 
 const serverAt = Effect.fnUntraced(function* (
@@ -244,10 +252,13 @@ const serverAt = Effect.fnUntraced(function* (
 ) {
   const postgres = yield* MemoryPostgres.make({ users, deferCancel })
   const ends: Array<Transport> = []
+  let change = (bytes: Buffer) => bytes
   const watched: MemoryNetwork.MemoryNetwork = {
     ...network,
     serve: (name, port, onConnection) =>
       network.serve(name, port, (transport) => {
+        const write = transport.write.bind(transport)
+        transport.write = (bytes) => write(change(Buffer.from(bytes)))
         ends.push(transport)
         onConnection(transport)
       })
@@ -256,9 +267,15 @@ const serverAt = Effect.fnUntraced(function* (
   return {
     postgres,
     accepted: () => ends.length,
+    tamper: (next) => {
+      change = next
+    },
     hang: () => ends.forEach((end) => end.pause()),
+    wake: () => ends.forEach((end) => end.resume()),
+    breakNewest: () => ends.at(-1)?.destroy(),
     reset: () => ends.forEach((end) => end.destroy()),
-    vanish: () => network.stall(host, PORT)
+    vanish: () => network.stall(host, PORT),
+    refuse: () => network.refuse(host, PORT)
   } satisfies Server
 })
 
@@ -268,7 +285,14 @@ export const make = Effect.fnUntraced(function* (options: Options = {}) {
   const { pass, settle } = { pass: (millis: number) => passage.pass(millis), settle: passage.settle }
   const scope = yield* Scope.make()
   const users: Record<string, string> = { app: "app-secret", other: "other-secret" }
-  const network = MemoryNetwork.make({ schedule: passage.schedule })
+  const written: Array<number> = []
+  const network = MemoryNetwork.make({
+    schedule: passage.schedule,
+    split: (chunk) => {
+      written.push(chunk.length)
+      return [chunk]
+    }
+  })
   const server = yield* passage.provide(serverAt(network, HOST, { users, deferCancel }))
   const other = yield* passage.provide(serverAt(network, OTHER_HOST, { users, deferCancel }))
   const repo = yield* MemoryAuthRepo.make()
@@ -390,6 +414,8 @@ export const make = Effect.fnUntraced(function* (options: Options = {}) {
 
   return {
     network,
+    /** How many bytes each write had, from whichever end of whichever connection. */
+    written,
     postgres: server.postgres,
     server,
     other,
