@@ -63,6 +63,30 @@ describe("a quiet tenant over one connection", () => {
       })
   )
 
+  it.effect(
+    "waits no longer where each of the other tenant's transactions leaves settings that have to be undone",
+    () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings: oneConnection })
+        const [quiet] = yield* logInMany(perseus, "blue", 1)
+        const others = yield* logInMany(perseus, "red", 20)
+        const leavesItsMark = "SET statement_timeout = 60000"
+        perseus.postgres.delay((sql) => (sql === leavesItsMark ? QUERY_MS : 0))
+        for (const client of others) client.ask(leavesItsMark)
+        yield* perseus.pass(QUERY_MS)
+        const from = perseus.postgres.log.length
+        quiet!.ask("SELECT 1")
+        for (let step = 0; step < 30 && !quiet!.heard().includes("ready I"); step++) {
+          yield* perseus.pass(QUERY_MS)
+          for (const client of others) if (client.heard().includes("ready I")) client.ask(leavesItsMark)
+        }
+        const since = perseus.postgres.log.slice(from)
+        const served = since.findIndex(({ sql }) => sql === "SELECT 1")
+        assert.notStrictEqual(served, -1, "the quiet tenant starved")
+        assert.isAtMost(since.slice(0, served).filter(({ sql }) => sql === leavesItsMark).length, QUANTUM)
+      })
+  )
+
   it.effect("loses nobody: in the end all are answered once", () =>
     Effect.gen(function* () {
       const perseus = yield* make({ settings: oneConnection })

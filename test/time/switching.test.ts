@@ -4,7 +4,14 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { commandComplete } from "../../src/testing/ServerMessages.ts"
 import { answered, type Client, make, type MemoryPerseus } from "../support/memoryPerseus.ts"
+
+/** The first such message taken out. */
+const without = (bytes: Buffer, message: Buffer): Buffer => {
+  const at = bytes.indexOf(message)
+  return at === -1 ? bytes : Buffer.concat([bytes.subarray(0, at), bytes.subarray(at + message.length)])
+}
 
 const oneConnection = { MaxOpen: 1, MaxIdle: 1 }
 
@@ -151,6 +158,60 @@ describe("what is said before a lease", () => {
         const said = perseus.statements().map((line) => line.slice(line.indexOf(":") + 2))
         assert.deepStrictEqual(said, ["RESET ALL", "DISCARD ALL", `SET search_path = "red"`, "SELECT whoami"])
         assert.isTrue(perseus.postgres.log.at(-1)?.searchPath === "red")
+      })
+    )
+  }
+})
+
+describe("a connection on which a client was told of a plan or a statement that is no more", () => {
+  const heard: Readonly<Record<string, readonly [sqlState: string, resets: boolean]>> = {
+    "0A000, cached plan must not change result type": ["0A000", true],
+    "26000, prepared statement does not exist": ["26000", true],
+    "22012, which says nothing of that": ["22012", false]
+  }
+  for (const [what, [sqlState, resets]] of Object.entries(heard)) {
+    it.effect(`(${what}) is ${resets ? "set anew before its next lease" : "lent as it is"}`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings: { PoolSettings: oneConnection } })
+        const client = yield* perseus.logIn("red")
+        perseus.server.tamper((bytes) =>
+          Buffer.from(bytes.toString("latin1").replace("C22012", `C${sqlState}`), "latin1")
+        )
+        assert.deepStrictEqual(yield* served(perseus, client, "SELECT error"), [`ERROR ${sqlState}`, "ready I"])
+        perseus.statements()
+        yield* served(perseus, client)
+        const anew = ["red: RESET ALL", ": DISCARD ALL", `: SET search_path = "red"`]
+        assert.deepStrictEqual(perseus.statements(), [...(resets ? anew : []), "red: SELECT 1"])
+        perseus.whole(1)
+      })
+    )
+  }
+})
+
+describe("a switch whose answers are not those that it asked for", () => {
+  const setAnswer = commandComplete("SET")
+  const changes: Readonly<Record<string, (bytes: Buffer) => Buffer>> = {
+    "one too few": (bytes) => without(bytes, setAnswer),
+    "one too many": (bytes) => (bytes.includes(setAnswer) ? Buffer.concat([setAnswer, bytes]) : bytes)
+  }
+  for (const [what, change] of Object.entries(changes)) {
+    it.effect(`(${what}) is not believed: its connection is closed, and the client has another`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings: { PoolSettings: oneConnection } })
+        const blue = yield* perseus.logIn("blue")
+        yield* perseus.logIn("red")
+        const [doubtful] = perseus.postgres.sessions()
+        perseus.server.tamper((bytes) => {
+          const changed = change(bytes)
+          if (!changed.equals(bytes)) perseus.server.tamper((as) => as)
+          return changed
+        })
+        assert.deepStrictEqual(yield* served(perseus, blue), answered)
+        const ran = perseus.postgres.log.filter(({ sql }) => sql === "SELECT 1")
+        assert.strictEqual(ran.length, 1)
+        assert.strictEqual(ran[0]?.searchPath, "blue")
+        assert.notStrictEqual(ran[0]?.connection, doubtful?.processId)
+        perseus.whole(1)
       })
     )
   }
