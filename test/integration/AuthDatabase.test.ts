@@ -1,6 +1,7 @@
 import { assert, describe, it, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
 import * as Result from "effect/Result"
@@ -17,6 +18,16 @@ const open = (database: TestDatabase, parameters: Readonly<Record<string, string
 
 const isEncrypted = (auth: AuthDatabase.AuthDatabase) =>
   Effect.map(auth.query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"), ([row]) => row?.ssl)
+
+/** How many queries with this in them run in this database, or wait for a lock there. */
+const running = (database: TestDatabase, what: string) =>
+  Effect.map(
+    database.query(
+      "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid() AND query LIKE $1",
+      [`%${what}%`]
+    ),
+    ([row]) => row?.n
+  )
 
 /** A server with TLS, and one role each that may log in only with it, only without it, and only by a certificate. */
 class TlsServer extends Context.Service<
@@ -200,10 +211,18 @@ describe("the pool", () => {
       )
       yield* auth.query("SELECT 1")
       yield* Effect.repeat(count, { until: (n) => n === 2 })
-      yield* Effect.all(
-        Array.from({ length: 20 }, () => auth.query("SELECT pg_sleep(0.01)")),
-        { concurrency: "unbounded" }
+      const locker = yield* database.client
+      yield* Effect.promise(() => locker.query("SELECT pg_advisory_lock(1)"))
+      const queries = yield* Effect.forkChild(
+        Effect.all(
+          Array.from({ length: 20 }, () => auth.query("SELECT pg_advisory_lock_shared(1)")),
+          { concurrency: "unbounded" }
+        )
       )
+      yield* Effect.repeat(running(database, "pg_advisory_lock_shared"), { until: (n) => n === 3 })
+      assert.strictEqual(yield* count, 3)
+      yield* Effect.promise(() => locker.query("SELECT pg_advisory_unlock(1)"))
+      yield* Fiber.join(queries)
       assert.strictEqual(yield* count, 3)
     })
   )
@@ -212,8 +231,9 @@ describe("the pool", () => {
     Effect.gen(function* () {
       const database = yield* freshDatabase()
       const auth = yield* open(database, { pool_max_conns: "1" })
-      const result = yield* auth.query("SELECT pg_sleep(3600)").pipe(Effect.timeoutOption("50 millis"))
-      assert.strictEqual(result._tag, "None")
+      const asking = yield* Effect.forkChild(auth.query("SELECT pg_sleep(3600)"))
+      yield* Effect.repeat(running(database, "pg_sleep"), { until: (n) => n === 1 })
+      yield* Fiber.interrupt(asking)
       assert.deepStrictEqual(yield* auth.query("SELECT 1 AS one"), [{ one: 1 }])
     })
   )

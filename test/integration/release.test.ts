@@ -100,10 +100,15 @@ describe("a client that says goodbye", () => {
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: three })
       yield* perseus.query("red", "CREATE TABLE t (id int)")
+      const holder = yield* perseus.login("red")
+      yield* holder.query("BEGIN; LOCK TABLE t")
       const simple = yield* perseus.login("red")
-      simple.sendAndEnd(query("SELECT pg_sleep(0.2); INSERT INTO t VALUES (1)"), terminate)
+      simple.sendAndEnd(query("INSERT INTO t VALUES (1)"), terminate)
       const extended = yield* perseus.login("red")
       extended.sendAndEnd(parse("", "INSERT INTO t VALUES (2)"), bind("", ""), execute(), sync, terminate)
+      // Both run when their clients have gone.
+      yield* eventually(perseus.backends, (backends) => backends.filter(({ state }) => state === "active").length === 2)
+      yield* holder.query("COMMIT")
       yield* simple.closed()
       yield* extended.closed()
       yield* eventually(perseus.query("red", "SELECT id FROM t ORDER BY id"), (rows) => rows.length === 2)

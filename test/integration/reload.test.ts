@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { eventually, startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
-import { query, rowsOf, sqlStatesOf } from "../support/rawClient.ts"
+import { query, rowsOf } from "../support/rawClient.ts"
 
 /** As many connections as clients, idle afterwards. */
 const fill = (perseus: TestPerseus, count: number) =>
@@ -50,23 +50,6 @@ describe("a reload", () => {
       yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
       yield* perseus.reload({ PoolSettings: { MaxOpen: 2, MaxIdle: 2 } })
       assert.deepStrictEqual(rowsOf(yield* waiter.ready()), ["served"])
-    })
-  )
-
-  it.live("with another AcquireTimeoutSecs holds for those who wait already", () =>
-    Effect.gen(function* () {
-      const config = { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } }
-      const perseus = yield* startPerseus({
-        tenants: ["red"],
-        config: { ...config, LimitSettings: { AcquireTimeoutSecs: 600 } }
-      })
-      const holder = yield* perseus.login("red")
-      const waiter = yield* perseus.login("red")
-      yield* holder.query("BEGIN")
-      waiter.send(query("SELECT 1"))
-      yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
-      yield* perseus.reload({ ...config, LimitSettings: { AcquireTimeoutSecs: 1 } })
-      assert.deepStrictEqual(sqlStatesOf(yield* waiter.ready()), ["53300"])
     })
   )
 

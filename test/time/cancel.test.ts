@@ -165,6 +165,22 @@ describe("CancelTimeoutSecs", () => {
   )
 })
 
+describe("a client that vanishes in mid-query", () => {
+  it.effect("has the query cancelled, once", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings })
+      const client = yield* perseus.logIn("red")
+      client.ask("SELECT pg_sleep(60)")
+      yield* perseus.settle
+      client.memory.vanish()
+      yield* perseus.settle
+      assert.deepStrictEqual(perseus.postgres.sessions(), [])
+      assert.strictEqual(perseus.pool().statistics.cancelsForwarded, 1)
+      perseus.whole(0)
+    })
+  )
+})
+
 describe("a cancel request that breaks off", () => {
   it.effect("may still hit: its connection is closed when it comes back, and the next client has another", () =>
     Effect.gen(function* () {

@@ -85,8 +85,10 @@ describe("a refusal", () => {
       const perseus = yield* make()
       const clients = [
         perseus.beginLogin("nobody"),
+        perseus.beginLogin("red", { database: "nowhere" }),
         perseus.beginLogin("red", { user: "somebody" }),
-        perseus.beginLogin("red", { password: "wrong" })
+        perseus.beginLogin("red", { password: "wrong" }),
+        perseus.beginLogin("red", { password: "" })
       ]
       yield* perseus.settle
       yield* perseus.falls(REFUSAL_DELAY_MS, {

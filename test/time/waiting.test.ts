@@ -5,6 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { flush, query, runUnnamed, sync } from "../../src/protocol/Frontend.ts"
 import { answered, type Client, make, type MemoryPerseus } from "../support/memoryPerseus.ts"
+import { bind, execute, functionCall, parse } from "../support/rawClient.ts"
 
 const ACQUIRE_MS = 10_000
 const settings = {
@@ -60,6 +61,34 @@ describe("AcquireTimeoutSecs", () => {
         after: () => assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
       })
       yield* commit(perseus, holder)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("answers a FunctionCall as it answers a Query", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.send(functionCall(177, "1", "2"))
+      yield* perseus.pass(ACQUIRE_MS + 100)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      yield* commit(perseus, holder)
+      waiter.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(waiter.heard(), answered)
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("knows nothing of a statement that was in a refused batch", () =>
+    Effect.gen(function* () {
+      const { perseus, holder, waiter } = yield* crowded()
+      waiter.send(parse("s", "SELECT 1"), bind("", "s"), execute(), sync)
+      yield* perseus.pass(ACQUIRE_MS + 100)
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 53300", "ready I"])
+      yield* commit(perseus, holder)
+      waiter.send(bind("", "s"), sync)
+      yield* perseus.settle
+      assert.deepStrictEqual(waiter.heard(), ["ERROR 26000", "ready I"])
       perseus.whole(1)
     })
   )
