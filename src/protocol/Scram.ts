@@ -28,10 +28,14 @@ const clientFirstBare = (clientNonce: string): string => `n=,r=${clientNonce}`
 /** gs2 header "n,,": no channel binding. */
 export const clientFirst = (clientNonce: string): string => `n,,${clientFirstBare(clientNonce)}`
 
+/** The salt is base64 to the letter: a single one of its characters would decode to no salt at all. */
+const serverFirst =
+  /^r=([\x21-\x2b\x2d-\x7e]+),s=((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)),i=([1-9][0-9]{0,9})$/
+
 /** Null where the message is malformed, does not continue our nonce, or asks for too much work. */
 export const decodeServerFirst = (clientNonce: string, message: string): ServerFirst | null => {
   if (message.length > MAX_SERVER_FIRST) return null
-  const match = /^r=([\x21-\x2b\x2d-\x7e]+),s=([A-Za-z0-9+/]+={0,2}),i=([1-9][0-9]{0,9})$/.exec(message)
+  const match = serverFirst.exec(message)
   if (match === null) return null
   const [, nonce, salt, iterationText] = match as unknown as [string, string, string, string]
   const iterations = Number(iterationText)

@@ -81,7 +81,7 @@ describe("decodeServerFirst", () => {
   })
 
   it("refuses an empty salt and one that is not base64", () => {
-    for (const salt of ["", "=", "A=A", "AA AA", "AAA=\n", "A,A"]) {
+    for (const salt of ["", "=", "A", "A=", "AA=", "AAAAA", "A=A", "AA AA", "AAA=\n", "A,A"]) {
       assert.isNull(Scram.decodeServerFirst("abc", `r=abcd,s=${salt},i=4096`), JSON.stringify(salt))
     }
   })
