@@ -1,0 +1,372 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import { parseJsonc } from "../../src/config/Jsonc.ts"
+import { formatAddress, parseDestHost, parseListenAddress } from "../../src/net/Address.ts"
+import { quoteIdentifier } from "../../src/pool/Reset.ts"
+import {
+  decodeAuthentication,
+  decodeBackendKeyData,
+  decodeError,
+  decodeParameterStatus,
+  errorResponse,
+  isFatal
+} from "../../src/protocol/Backend.ts"
+import { FrameCollector, HEADER_LENGTH, lengthAt, type Frame } from "../../src/protocol/Frame.ts"
+import { decodePassword, startupMessage } from "../../src/protocol/Frontend.ts"
+import * as Scram from "../../src/protocol/Scram.ts"
+import { decode, parseOptions } from "../../src/protocol/Startup.ts"
+import { CommandTags } from "../../src/session/CommandTags.ts"
+import { HeldBytes } from "../../src/session/HeldBytes.ts"
+import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "../../src/session/NamedMessages.ts"
+import * as AuthDsn from "../../src/tenant/AuthDsn.ts"
+import * as EasyScrypt from "../../src/tenant/EasyScrypt.ts"
+import * as SchemaName from "../../src/tenant/SchemaName.ts"
+import { cancelRequest, gssEncRequest, sslRequest } from "../support/rawClient.ts"
+import { bodiesFromClients, bodiesFromServers, clientTurns, serverTurns, startupPackets } from "./captures.ts"
+import { fuzz, inputsRun, watch } from "./fuzz.ts"
+import type { Mutator } from "./Mutator.ts"
+
+const TIMEOUT = { timeout: 240_000 }
+
+const texts = (...lines: ReadonlyArray<string>): ReadonlyArray<Buffer> => lines.map((line) => Buffer.from(line))
+
+watch()
+
+describe("frames", () => {
+  const LIMIT = 64 * 1024
+
+  const plain = (frames: ReadonlyArray<Frame>) => frames.map(({ type, body }) => `${type} ${body.toString("base64")}`)
+
+  it("of any stream are found or the stream given up, the same in pieces as whole", TIMEOUT, () => {
+    fuzz({
+      corpus: [...clientTurns, ...serverTurns],
+      count: 100_000,
+      check: (input, random) => {
+        const whole = new FrameCollector(LIMIT)
+        const frames = whole.push(input)
+        const inPieces = new FrameCollector(LIMIT)
+        const collected: Array<string> = []
+        let lost = false
+        for (const piece of random.pieces(input)) {
+          const found = lost ? null : inPieces.push(piece)
+          if (found === null) lost = true
+          else collected.push(...plain(found))
+        }
+        assert.strictEqual(lost, frames === null)
+        if (frames === null) return
+        assert.deepStrictEqual(collected, plain(frames))
+        const rest = whole.takePending()?.length ?? 0
+        assert.strictEqual(
+          frames.reduce((sum, { body }) => sum + HEADER_LENGTH + body.length, rest),
+          input.length
+        )
+      }
+    })
+  })
+
+  it("that are held come out as they went in", TIMEOUT, () => {
+    fuzz({
+      corpus: clientTurns,
+      count: 30_000,
+      check: (input, random) => {
+        const held = new HeldBytes()
+        const out: Array<Buffer> = []
+        for (const piece of random.pieces(input)) {
+          held.append(piece)
+          const count = random.below(held.length + 1)
+          out.push(Buffer.from(held.peek().subarray(0, count)))
+          held.drop(count)
+        }
+        out.push(held.length === 0 ? Buffer.alloc(0) : held.peek())
+        assert.isTrue(Buffer.concat(out).equals(input))
+      }
+    })
+  })
+})
+
+describe("what clients send", () => {
+  it("first is one of four packets or malformed, and no value holds a NUL", TIMEOUT, () => {
+    const key = { processId: 4711, secretKey: Buffer.from([1, 2, 3, 4]) }
+    fuzz({
+      corpus: [...startupPackets, sslRequest, gssEncRequest, cancelRequest(key)],
+      count: 120_000,
+      check: (input) => {
+        const packet = decode(input)
+        if (packet._tag === "Malformed") return assert.notStrictEqual(packet.why, "")
+        if (packet._tag !== "StartupMessage") return
+        const { parameters, protocolOptions } = packet.message
+        // Written again it is read as the same: nothing in it can begin a field of its own.
+        const again = decode(startupMessage([...parameters]))
+        assert.deepStrictEqual(again._tag === "StartupMessage" ? again.message.parameters : null, parameters)
+        for (const option of protocolOptions) assert.isTrue(option.startsWith("_pq_."))
+      }
+    })
+  })
+
+  it("as options is settings with names, or refused", TIMEOUT, () => {
+    fuzz({
+      corpus: texts(
+        "-c schema_search_path=red -c statement_timeout=5s",
+        "--schema-search-path=a\\ b\\\\c -cwork_mem=4MB",
+        "-c search_path=red,public --TimeZone=UTC"
+      ),
+      count: 80_000,
+      check: (input) => {
+        for (const [name] of parseOptions(input.toString("utf8")) ?? []) assert.isNotEmpty(name)
+      }
+    })
+  })
+
+  it("as a password is text without a NUL, or refused", TIMEOUT, () => {
+    fuzz({
+      corpus: [...texts("pencil\0", "päßwort 🔑\0", "\ufeffbom\0"), ...bodiesFromClients("p")],
+      count: 60_000,
+      check: (input) => {
+        const password = decodePassword(input)
+        if (password === null) return
+        assert.isTrue(Buffer.from(`${password}\0`).equals(input))
+        assert.notInclude(password, "\0")
+      }
+    })
+  })
+
+  it("names a statement or does not, and no look goes beyond what has come", TIMEOUT, () => {
+    fuzz({
+      corpus: clientTurns.filter((turn) => /^[PBDC]/.test(turn.toString("latin1"))),
+      count: 100_000,
+      check: (input) => {
+        for (let at = 0; input.length - at >= HEADER_LENGTH;) {
+          const type = input[at]!
+          const length = lengthAt(input, at + 1)
+          if (length < 4) return
+          const next = at + 1 + length
+          if (mayBeNamed(type)) {
+            const end = Math.min(next, input.length)
+            const named = isNamed(type, input, at, end)
+            isOfUnnamed(type, input, at, end)
+            // What is whole can be told, and what is told as named has its part.
+            if (next <= input.length) assert.isNotNull(named)
+            const part = named === true ? namedPart(type, input, at, next) : null
+            if (named === true && next <= input.length) assert.isNotNull(part)
+            if (part !== null) assert.isAtMost(part.length, end - at)
+          }
+          at = next
+        }
+      }
+    })
+  })
+})
+
+describe("what servers send", () => {
+  it("as an error is words, whatever is missing, and can be told to a client", TIMEOUT, () => {
+    fuzz({
+      corpus: bodiesFromServers("EN"),
+      count: 80_000,
+      check: (input) => {
+        const error = decodeError(input)
+        isFatal(error)
+        for (const field of [error.severity, error.sqlState, error.message]) assert.notInclude(field, "\0")
+        errorResponse({ severity: "ERROR", sqlState: error.sqlState, message: error.message })
+      }
+    })
+  })
+
+  it("as a parameter is a name and a value, or nothing", TIMEOUT, () => {
+    fuzz({
+      corpus: bodiesFromServers("S"),
+      count: 60_000,
+      check: (input) => {
+        const parameter = decodeParameterStatus(input)
+        if (parameter === null) return
+        assert.isNotEmpty(parameter[0])
+        assert.notInclude(parameter.join(""), "\0")
+      }
+    })
+  })
+
+  it("as a key is a process id and 4 to 256 bytes, or nothing", TIMEOUT, () => {
+    fuzz({
+      corpus: bodiesFromServers("K"),
+      count: 30_000,
+      check: (input) => {
+        const key = decodeBackendKeyData(input)
+        assert.strictEqual(key !== null, input.length >= 8 && input.length <= 260)
+      }
+    })
+  })
+
+  it("as a request for authentication is one of the known kinds, unsupported, or nothing", TIMEOUT, () => {
+    fuzz({
+      corpus: [...bodiesFromServers("R"), Buffer.from("00000005a1b2c3d4", "hex"), Buffer.from("00000003", "hex")],
+      count: 80_000,
+      check: (input) => {
+        const request = decodeAuthentication(input)
+        if (request?._tag === "Md5Password") assert.strictEqual(request.salt.length, 4)
+        if (request?._tag === "Sasl") for (const name of request.mechanisms) assert.isNotEmpty(name)
+      }
+    })
+  })
+
+  it("in SCRAM is believed only where it continues our nonce and asks for bounded work", TIMEOUT, () => {
+    const nonce = "rOprNGfwEbeRWgbNEkqO"
+    const expected = Buffer.alloc(32, 7)
+    fuzz({
+      corpus: texts(
+        `r=${nonce}%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096`,
+        `r=${nonce}x,s=AA==,i=1`,
+        `v=${expected.toString("base64")}`
+      ),
+      count: 100_000,
+      check: (input) => {
+        const message = input.toString("utf8")
+        const first = Scram.decodeServerFirst(nonce, message)
+        if (first !== null) {
+          assert.isTrue(first.nonce.startsWith(nonce) && first.nonce !== nonce)
+          assert.isAtMost(first.iterations, Scram.MAX_ITERATIONS)
+          assert.isAtLeast(first.salt.length, 1)
+          Scram.clientFinal(nonce, first, Buffer.alloc(32))
+        }
+        if (Scram.verifyServerFinal(expected, message))
+          assert.include(message, expected.toString("base64").slice(0, 40))
+      }
+    })
+  })
+
+  it("as a command's tag says what it left behind, and only a harmless one says that it is harmless", TIMEOUT, () => {
+    const harmless = /^(SEL|INS|UPD|DEL|MER|BEG|STA|COM|ROL|SAV|REL|COP|FET|MOV|CLO|EXP|SHO|VAC|ANA|NOT|LOC|TRU)/
+    fuzz({
+      corpus: [...bodiesFromServers("C"), ...texts("DISCARD ALL\0", "DEALLOCATE ALL\0", "SET\0", "RESET\0")],
+      count: 60_000,
+      check: (input) => {
+        const tag = CommandTags.read(input, 0, input.length)
+        const text = input.toString("latin1")
+        if (tag === CommandTags.harmless) assert.match(text, harmless)
+        assert.strictEqual(tag === CommandTags.dropsStatements, /^(DISCARD|DEALLOCATE) ALL\0$/.test(text))
+      }
+    })
+  })
+})
+
+describe("what operators write", () => {
+  it("as a DSN of the auth database is read, or refused without a word of it", TIMEOUT, () => {
+    fuzz({
+      corpus: texts(
+        "postgres://user:pass%2Fw0rd@db.internal:5433/auth?sslmode=verify-full&pool_max_conns=7&application_name=x",
+        "postgresql://u@[::1]/a?host=/run/pg&connect_timeout=0&pool_max_conn_lifetime=1h30m&search_path=a",
+        "postgres:///?user=u&password=s3cret&dbname=d&options=-c%20a%3Db"
+      ),
+      count: 50_000,
+      check: (input) => {
+        const dsn = input.toString("utf8")
+        const parsed = AuthDsn.parse(Redacted.make(dsn))
+        if (Result.isFailure(parsed)) {
+          // The name of a parameter is told, whatever it is.
+          const why = parsed.failure.replace(/^pool_[^]*(?=: is not a setting)|^[\w.]+(?=: )/, "")
+          return assert.notMatch(why, /w0rd|s3cret/)
+        }
+        const { port, user, pool } = parsed.success
+        assert.isTrue(port >= 1 && port <= 65_535 && user !== "" && pool.minConnections <= pool.maxConnections)
+      }
+    })
+  })
+
+  it("as a hash is decoded only where its derivation is affordable", TIMEOUT, () => {
+    const hash = { key: Buffer.alloc(32, 1), salt: Buffer.alloc(16, 2), N: 16384, r: 8, p: 1 }
+    const raw = (encoded: string) => Buffer.from(encoded, "base64")
+    // With a digest that is right, so that what lies behind it is looked at.
+    const bytes = [raw(EasyScrypt.encode(hash)), raw(EasyScrypt.encode({ ...hash, N: 2, r: 1, p: 1 }))]
+    fuzz({
+      corpus: bytes.map((whole) => whole.subarray(0, -32)),
+      count: 50_000,
+      check: (input, random) => {
+        const at = input.length - 12
+        const encoded =
+          at >= EasyScrypt.saltLength && random.chance(0.9)
+            ? EasyScrypt.encode({
+                key: input.subarray(0, at - EasyScrypt.saltLength),
+                salt: input.subarray(at - EasyScrypt.saltLength, at),
+                N: input.readInt32LE(at),
+                r: input.readInt32LE(at + 4),
+                p: input.readInt32LE(at + 8)
+              })
+            : input.toString(random.pick(["base64", "latin1"]))
+        const decoded = EasyScrypt.decode(encoded)
+        if (Result.isFailure(decoded)) return assert.isNotEmpty(decoded.failure)
+        const { N, r, p, key } = decoded.success
+        assert.isAtMost(N * r * p, EasyScrypt.maxWork)
+        assert.isAtMost(EasyScrypt.memoryBytes(decoded.success), EasyScrypt.maxMemoryBytes)
+        assert.isAtLeast(key.length, 1)
+      }
+    })
+  })
+
+  it(
+    "as JSON with comments agrees with JSON.parse on what is JSON, and is refused with a place on what is not",
+    TIMEOUT,
+    () => {
+      fuzz({
+        corpus: texts(
+          '{"a": [1, -2.5e3, true, null, "x\\u00e9\\n"], "b": {"c": {}}}',
+          '{ // comment\n "a": 1, /* more */ "b": [1, 2,], }',
+          "[".repeat(80)
+        ),
+        count: 60_000,
+        check: (input) => {
+          const text = input.toString("utf8")
+          const read = parseJsonc(text)
+          if (Result.isFailure(read)) assert.match(read.failure, /^line \d+, column \d+: /)
+          const json = plainJson(text)
+          if (json === undefined || Result.isFailure(read)) return
+          assert.deepStrictEqual(read.success, json.value)
+        }
+      })
+    }
+  )
+
+  it("as an address is read and reads back as the same, or is refused", TIMEOUT, () => {
+    fuzz({
+      corpus: texts(":5433", "127.0.0.1:5433", "[::1]:5433", "db-1.internal:65535", "fe80::1", "[2001:db8::7]", "höst"),
+      count: 80_000,
+      check: (input) => {
+        const text = input.toString("utf8")
+        const listen = parseListenAddress(text)
+        if (Result.isSuccess(listen)) {
+          assert.deepStrictEqual(Result.getOrThrow(parseListenAddress(formatAddress(listen.success))), listen.success)
+        }
+        const host = parseDestHost(text)
+        if (Result.isSuccess(host)) {
+          assert.notMatch(host.success.host, /[\s/,@\0]/)
+          assert.deepStrictEqual(Result.getOrThrow(parseDestHost(formatAddress(host.success))), host.success)
+        }
+      }
+    })
+  })
+
+  it("as a schema's name is one identifier when it is quoted, or refused", TIMEOUT, () => {
+    fuzz({
+      corpus: texts("red", 'a"b; drop schema x --', "$user", "pg_x", "größe, $user", "\\'"),
+      count: 50_000,
+      check: (input, random: Mutator) => {
+        const name = input.toString(random.pick(["utf8", "latin1"]))
+        if (SchemaName.check(name) !== null) return
+        assert.isAtMost(Buffer.byteLength(name), 63)
+        assert.match(quoteIdentifier(name), /^"(?:[^"\0]|"")+"$/)
+      }
+    })
+  })
+})
+
+const plainJson = (text: string): { readonly value: unknown } | undefined => {
+  try {
+    return { value: JSON.parse(text) as unknown }
+  } catch {
+    return undefined
+  }
+}
+
+describe("all of it together", () => {
+  it("is a million inputs", () => {
+    assert.isAtLeast(inputsRun(), process.env["PERSEUS_SEED"] === undefined ? 1_000_000 : 0)
+  })
+})
