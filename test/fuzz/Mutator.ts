@@ -149,7 +149,8 @@ export class Mutator {
         frames.splice(at, 1)
         break
       case 3:
-        for (let copies = this.chance(0.1) && frame.length < 256 ? 200 : 1; copies > 0; copies--) frames.splice(at, 0, frame)
+        for (let copies = this.chance(0.1) && frame.length < 256 ? 200 : 1; copies > 0; copies--)
+          frames.splice(at, 0, frame)
         break
       case 4:
         frames.splice(this.below(frames.length), 0, ...frames.splice(at, 1))
