@@ -17,13 +17,11 @@ import { PreparedStatements } from "../../src/session/PreparedStatements.ts"
 import { World } from "../simulation/World.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 import { clientTurns, serverTurns, turnsOf } from "./captures.ts"
-import { fuzz, watch } from "./fuzz.ts"
+import { fuzz, TIMEOUT, watch } from "./fuzz.ts"
 import type { Mutator } from "./Mutator.ts"
 
 /** Where the input is one of several turns of a server's, the longest of which has 64 kB. */
 const SERVER_TURN_ALLOCATION = 512 * 1024
-
-const TIMEOUT = { timeout: 240_000 }
 
 watch()
 
@@ -234,7 +232,7 @@ describe("a login to a server", () => {
     if (process.env["PERSEUS_SEED"] === undefined) assert.isAbove(successes, 1000)
   })
 
-  it("by SCRAM ends too, in bounded time", { timeout: 240_000 }, async () => {
+  it("by SCRAM ends too, in bounded time", TIMEOUT, async () => {
     const challenge = "r=%NONCE%server,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=16"
     const mechanisms = frame(Backend.authentication, int32(10), cString("SCRAM-SHA-256"), Buffer.of(0))
     const attempts: Array<Promise<void>> = []

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { terminate } from "../../src/protocol/Frontend.ts"
 import { cancelRequest, gssEncRequest, query, sslRequest } from "../support/rawClient.ts"
 import { clientTurns } from "./captures.ts"
-import { seedsOf, underSeed, watch } from "./fuzz.ts"
+import { seedsOf, TIMEOUT, underSeed, watch } from "./fuzz.ts"
 import { Mutator } from "./Mutator.ts"
 import { loginPassword, type Peer, Stage, startupOf } from "./Stage.ts"
 
@@ -40,7 +40,7 @@ const streamOf = (random: Mutator): ReadonlyArray<Buffer> => {
 }
 
 describe("a client that sends anything", () => {
-  it("harms nobody, holds nothing and leaves nothing", { timeout: 240_000 }, () => {
+  it("harms nobody, holds nothing and leaves nothing", TIMEOUT, () => {
     let answered = 0
     for (const seed of seedsOf(700)) {
       underSeed(seed, () => {

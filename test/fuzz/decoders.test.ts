@@ -24,10 +24,8 @@ import * as EasyScrypt from "../../src/tenant/EasyScrypt.ts"
 import * as SchemaName from "../../src/tenant/SchemaName.ts"
 import { cancelRequest, gssEncRequest, sslRequest } from "../support/rawClient.ts"
 import { bodiesFromClients, bodiesFromServers, clientTurns, serverTurns, startupPackets } from "./captures.ts"
-import { fuzz, inputsRun, watch } from "./fuzz.ts"
+import { fuzz, inputsRun, TIMEOUT, watch } from "./fuzz.ts"
 import type { Mutator } from "./Mutator.ts"
-
-const TIMEOUT = { timeout: 240_000 }
 
 const texts = (...lines: ReadonlyArray<string>): ReadonlyArray<Buffer> => lines.map((line) => Buffer.from(line))
 

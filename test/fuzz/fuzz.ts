@@ -12,6 +12,8 @@ import { Mutator } from "./Mutator.ts"
 const alone = process.env["PERSEUS_SEED"]
 const factor = Number(process.env["PERSEUS_FUZZ"] ?? 1)
 
+export const TIMEOUT = { timeout: 240_000 * factor }
+
 /** An input that takes longer is a hang. */
 const HANG_MS = 20_000
 /** What an input of no length at all may make a decoder allocate in one piece. */

@@ -5,7 +5,7 @@ import { Backend, Frontend } from "../../src/protocol/Frame.ts"
 import { sync } from "../../src/protocol/Frontend.ts"
 import { query } from "../support/rawClient.ts"
 import { serverTurns, turnsOf } from "./captures.ts"
-import { seedsOf, underSeed, watch } from "./fuzz.ts"
+import { seedsOf, TIMEOUT, underSeed, watch } from "./fuzz.ts"
 import { Mutator } from "./Mutator.ts"
 import { loginPassword, Stage, startupOf, type Evil } from "./Stage.ts"
 
@@ -84,7 +84,7 @@ const questions = [
 ]
 
 describe("a server that answers anything", () => {
-  it("harms nobody but its own clients, and no connection to it is lost count of", { timeout: 240_000 }, () => {
+  it("harms nobody but its own clients, and no connection to it is lost count of", TIMEOUT, () => {
     let greeted = 0
     let answered = 0
     for (const seed of seedsOf(700)) {

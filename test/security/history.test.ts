@@ -554,6 +554,8 @@ layer(
       const compares =
         /(?:secret|signature|digest|password|hmac|proof|derived)\w*(?:\.\w+)*\s*[!=]==(?!\s*(?:undefined|null|""))/i
       for (const [file, code] of sources) {
+        // The servers that tests put in place of real ones guard nothing.
+        if (file.startsWith("testing/")) continue
         for (const line of code.split("\n")) {
           // Two ciphertexts or hashes of two rows, of which no client chose one.
           if (/before\.secret === secret|secretOf\(before/.test(line)) continue
