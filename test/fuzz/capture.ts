@@ -1,6 +1,6 @@
 /**
  * Writes `captures.json` anew: what clients and a real PostgreSQL said to each other, turn by turn, as the fuzz tests' first
- * inputs. `node test/fuzz/capture.ts` where the protocol or a driver has changed.
+ * inputs. `node test/fuzz/capture.ts && oxfmt test/fuzz` where the protocol or a driver has changed.
  *
  * Each session goes through a proxy that notes whoever speaks. Process ids, keys, nonces and salts differ from run to run;
  * nothing depends on them.

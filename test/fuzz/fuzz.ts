@@ -30,13 +30,9 @@ export interface Target {
   readonly check: (input: Buffer, random: Mutator) => void
 }
 
-let inputs = 0
 let longestAllocation = 0
 
-/** How many inputs this file has run. */
-export const inputsRun = (): number => inputs
-
-/** The longest buffer asked for since the last call. */
+/** Notes the longest buffer that is asked for. */
 const watchAllocations = (): (() => void) => {
   const { alloc, allocUnsafe, allocUnsafeSlow, concat } = Buffer
   const note = (length: number) => {
@@ -106,7 +102,6 @@ export const seedsOf = (count: number): Iterable<number> =>
 
 /** Runs one seed's work, whose failure names the seed. */
 export const underSeed = <A>(seed: number, work: () => A): A => {
-  inputs++
   step(seed)
   try {
     return work()
