@@ -583,6 +583,7 @@ export class Pool {
     let detail: string
     switch (end._tag) {
       case "Done":
+        this.#reached()
         if (client === null) return this.#settle(connection)
         this.statistics.waited(this.#now() - since)
         this.#lend(connection, client)
@@ -727,7 +728,7 @@ export class Pool {
             })
           ),
           Effect.matchEffect({
-            onSuccess: (loggedIn) => Effect.sync(() => this.#opened(group, generation, loggedIn)),
+            onSuccess: (loggedIn) => Effect.sync(() => this.#opened(group, generation, loggedIn, startedAt)),
             onFailure: (failure) =>
               this.#logFailure(failure).pipe(
                 Effect.andThen(Effect.sync(() => this.#connectFailed(group, failure, startedAt)))
@@ -742,23 +743,31 @@ export class Pool {
     return Effect.logWarning(`cannot connect to ${this.name}: ${failure.detail}`)
   }
 
-  #opened(group: CredentialGroup, generation: number, login: LoggedIn): void {
+  #opened(group: CredentialGroup, generation: number, login: LoggedIn, startedAt: number): void {
     if (this.#closing) return login.transport.end(terminate)
     const connection: Connection = new ServerConnection(login, group, this.#now(), (lost) => this.#lost(lost))
     this.#connections.add(connection)
     group.open++
-    group.refusal = null
-    if (this.#reachability.reached()) {
-      this.#epoch++
-      for (const other of this.#groups.values()) if (other !== group) this.#ensureOpening(other)
-    }
     this.statistics.opened++
+    // The server may have gone between its last word and now: it was not reached, or it would be dialled again and again.
+    if (login.transport.closed) {
+      const detail = "the server ended the connection right behind its login"
+      this.#connectFailed(group, new ConnectFailure({ kind: "unreachable", detail }), startedAt)
+      return this.#lost(connection)
+    }
+    group.refusal = null
     if (generation !== group.generation) connection.retired = true
     this.#putOnFloor(connection)
-    // The server may have gone between its last word and now.
-    if (login.transport.closed) return this.#lost(connection)
+    if (group.owner !== null) this.#reached()
     this.#settle(connection)
     this.#ensureOpening(group)
+  }
+
+  /** It serves: a login alone is no proof, where every tenant switch behind it fails. */
+  #reached(): void {
+    if (!this.#reachability.reached()) return
+    this.#epoch++
+    for (const group of this.#groups.values()) this.#ensureOpening(group)
   }
 
   #connectFailed(group: CredentialGroup, failure: ConnectFailure, startedAt = this.#now()): void {
@@ -839,6 +848,8 @@ export class Pool {
   }
 
   #closeByForce(connection: Connection): void {
+    if (connection.state !== "closing") this.#closingCount++
+    connection.state = "closing"
     connection.transport.destroy()
     this.#forget(connection)
   }

@@ -153,6 +153,8 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
       this.lessee.onServerData(chunk)
       return
     }
+    // What it still answers is for nobody; it is ours until it has gone, or its query could not be cancelled any more.
+    if (this.state === "closing") return
     const frames = this.#collector.push(chunk)
     if (frames === null) return this.#lose("the server sent an impossible message length")
     // A conversation that begins while this chunk is heard is not answered in it.

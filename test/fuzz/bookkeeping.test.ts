@@ -4,7 +4,7 @@ import * as Exit from "effect/Exit"
 import * as Redacted from "effect/Redacted"
 import { Network } from "../../src/net/Network.ts"
 import { Credential } from "../../src/pool/Credential.ts"
-import type { PoolTenant } from "../../src/pool/PoolTenant.ts"
+import { CredentialGroup, type PoolTenant } from "../../src/pool/PoolTenant.ts"
 import { switchTo, noSettings } from "../../src/pool/Reset.ts"
 import { ServerConnection, type ConversationEnd, type LoggedIn } from "../../src/pool/ServerConnection.ts"
 import { openAndLogIn } from "../../src/pool/ServerLogin.ts"
@@ -14,6 +14,7 @@ import { Backend, Frontend, frontendLimits, HEADER_LENGTH, lengthAt } from "../.
 import { entries, Expectations, Expected } from "../../src/session/Expectations.ts"
 import { isNamed, mayBeNamed, namedPart } from "../../src/session/NamedMessages.ts"
 import { PreparedStatements } from "../../src/session/PreparedStatements.ts"
+import { Traces } from "../../src/session/Traces.ts"
 import { World } from "../simulation/World.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 import { clientTurns, serverTurns, turnsOf } from "./captures.ts"
@@ -29,15 +30,16 @@ const credential = new Credential("app", Redacted.make("pencil"))
 
 const loggedIn = (transport: RecordedTransport): LoggedIn => ({
   transport,
-  credential,
   processId: 1,
   secretKey: Buffer.alloc(4),
   parameters: new Map(),
   rest: Buffer.alloc(0)
 })
 
+const group = new CredentialGroup("app", credential)
+
 const connectionOn = (transport: RecordedTransport, onLost: () => void = () => {}) =>
-  new ServerConnection<PoolTenant>(loggedIn(transport), 0, onLost)
+  new ServerConnection<PoolTenant, CredentialGroup>(loggedIn(transport), group, 0, onLost)
 
 describe("what the server owes", () => {
   const answers = Object.values(Backend).filter((type) => type !== Backend.errorResponse)
@@ -161,7 +163,7 @@ describe("a client's statements", () => {
       count: 60_000,
       check: (input, random) => {
         if (random.chance(0.01)) connection.statements.clear()
-        const statements = new PreparedStatements()
+        const statements = new PreparedStatements(new Traces(), () => 200)
         const { out, cut } = rewrite(statements, input, new Expectations(), connection)
         const written = Buffer.concat(out)
         let at = 0

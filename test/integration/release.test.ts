@@ -63,6 +63,18 @@ describe("a client that vanishes", () => {
     })
   )
 
+  it.live("in the first query of a pipeline has the next cancelled, too: nothing of it runs on", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      client.send(query("SELECT pg_sleep(600)"), query("SELECT pg_sleep(601)"))
+      yield* eventually(perseus.backends, (backends) => backends.some(({ query }) => query.includes("pg_sleep(600)")))
+      client.vanish()
+      yield* eventually(perseus.backends, (backends) => backends.every(({ query }) => !query.includes("pg_sleep")))
+      yield* whole(perseus)
+    })
+  )
+
   it.live("while it waits for a connection leaves the queue, and nothing of it reaches the server", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })

@@ -231,6 +231,9 @@ layer(
         for (const type of "REZSKN") {
           yield* isRefused(perseus, () => Buffer.concat([Buffer.from(type), int32(length)]))
         }
+        yield* isRefused(perseus, (_, turn) =>
+          turn === 0 ? askPassword : turn === 1 ? welcome : Buffer.concat([Buffer.from("C"), int32(length)])
+        )
         // A row as long as the protocol can say streams: whoever sends it has to send it.
         if (length === 0x7fffffff) return
         const heard = yield* ask(perseus, Buffer.concat([Buffer.from("D"), int32(length)]))
@@ -674,6 +677,37 @@ layer(
       yield* others(perseus)
     })
   )
+
+  for (const [what, status] of [
+    ["a value that holds a NUL", message("S", text("application_name"), Buffer.from("a\0role\0postgres\0"))],
+    ["a value without an end", message("S", text("application_name"), Buffer.from("endless"))],
+    ["no value", message("S", text("application_name"))],
+    ["no name", message("S", text(""), text("x"))],
+    ["nothing", message("S")],
+    ["a NUL alone", message("S", Buffer.of(0))]
+  ] as const) {
+    it.effect(`a ParameterStatus with ${what} ends no process, and is nobody's setting in the next transaction`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const evil = yield* attack(
+          perseus,
+          answering(() => Buffer.concat([status, row("x"), complete("SELECT 1"), ready]))
+        )
+        const { client } = yield* logIn(perseus, evil)
+        for (let turn = 0; turn < 3; turn++) {
+          client.send(query("SELECT 1"))
+          yield* eventually(
+            Effect.sync(() => client.isClosed || client.received.some(({ type }) => type === "Z")),
+            (answered) => answered
+          )
+        }
+        assert.notInclude(evil.server.heard(), "postgres")
+        client.vanish()
+        yield* isOver(perseus, evil)
+        yield* others(perseus)
+      })
+    )
+  }
 
   for (const [what, said] of [
     ["ReadyForQuery before AuthenticationOk", [ready]],
