@@ -94,10 +94,13 @@ export class Pool {
   #opening = 0
   /** Of the connections. */
   #closingCount = 0
+  /** Requests under way, on connections of their own. */
+  #cancelsInFlight = 0
   readonly #reachability = new Reachability()
   /** Raised when the destination comes back: it may report other parameters then. */
   #epoch = 0
   #closing = false
+  /** Called when nothing is open any more. */
   #onEmpty: (() => void) | null = null
 
   private constructor(
@@ -367,6 +370,7 @@ export class Pool {
   cancel(connection: Connection): void {
     if (connection.cancelsInFlight > 0 || connection.processId === 0) return
     connection.cancelsInFlight++
+    this.#cancelsInFlight++
     this.statistics.cancelsForwarded++
     const timeout = this.#limits.CancelTimeoutSecs
     this.#fork(
@@ -386,6 +390,8 @@ export class Pool {
   /** `certain`: the server has ended the request, so no signal of it can come any more. */
   #cancelEnded(connection: Connection, certain: boolean): void {
     connection.cancelsInFlight--
+    this.#cancelsInFlight--
+    this.#tellIfEmpty()
     if (!certain) connection.retired = true
     if (connection.state === "cancelling") this.#settle(connection)
   }
@@ -873,7 +879,16 @@ export class Pool {
     for (const starved of Array.from(this.#starved)) this.#ensureOpening(starved)
     this.#serve(group)
     this.#dropGroupIfUnused(group)
-    if (this.#connections.size === 0) this.#onEmpty?.()
+    this.#tellIfEmpty()
+  }
+
+  /** A query that a client left running is not stopped by the end of its connection: its cancel has to arrive, too. */
+  get #isEmpty(): boolean {
+    return this.#connections.size === 0 && this.#cancelsInFlight === 0
+  }
+
+  #tellIfEmpty(): void {
+    if (this.#isEmpty) this.#onEmpty?.()
   }
 
   // ---- the passing of time
@@ -993,7 +1008,7 @@ export class Pool {
         }
       }
       for (const connection of this.#connections) this.#close(connection)
-      if (this.#connections.size === 0) return Effect.void
+      if (this.#isEmpty) return Effect.void
       return Effect.callback<void>((resume) => {
         this.#onEmpty = () => resume(Effect.void)
       }).pipe(
