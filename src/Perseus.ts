@@ -17,6 +17,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import { readBuildInfo } from "./BuildInfo.ts"
 import { LiveConfig } from "./config/LiveConfig.ts"
+import { LiveTls } from "./config/LiveTls.ts"
 import { ListenFailed, type AuthTableInvalid, type ConfigInvalid } from "./errors.ts"
 import { formatAddress, type ListenAddress, parseListenAddress } from "./net/Address.ts"
 import { Network } from "./net/Network.ts"
@@ -61,7 +62,7 @@ export class Perseus extends Context.Service<
   /** The service without the parts that a host may put its own in place of. */
   static readonly layerNoDeps: Layer.Layer<
     Perseus,
-    ListenFailed,
+    ListenFailed | ConfigInvalid,
     LiveConfig | Network | AuthRepo | KmsDecrypt | PasswordHash
   > = Layer.effect(
     Perseus,
@@ -100,7 +101,8 @@ export class Perseus extends Context.Service<
     Layer.provide(http),
     Layer.provide(Status.layer),
     Layer.provide(Sessions.layer),
-    Layer.provide([Pools.layer, Authenticator.layer])
+    Layer.provide([Pools.layer, Authenticator.layer]),
+    Layer.provide(LiveTls.layer)
   )
 
   /** The service as it runs in production; the configuration is the host's to provide. */

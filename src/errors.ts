@@ -113,6 +113,49 @@ export class FeatureNotSupported
   }
 }
 
+/** The client named itself in clear where `TLSSettings.ClientMode` wants TLS. */
+export class TlsRequired extends Data.TaggedError("TlsRequired") implements ClientFault {
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.invalidAuthorizationSpecification
+  readonly logLevel = "Info"
+  readonly retrySafe = true
+  readonly hint = "Connect with sslmode=require, or better sslmode=verify-full."
+  readonly clientMessage = "this pooler requires TLS"
+  override get message() {
+    return this.clientMessage
+  }
+}
+
+/** `TLSSettings.ClientMode` is `verify-full`, and the client's certificate does not make it the user that it names. */
+export class ClientCertificateRefused
+  extends Data.TaggedError("ClientCertificateRefused")<{
+    /** For the log. */
+    readonly detail: string
+  }>
+  implements ClientFault
+{
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.invalidAuthorizationSpecification
+  readonly logLevel = "Warn"
+  readonly retrySafe = true
+  readonly hint =
+    "Set sslcert and sslkey: an authority that this pooler trusts must have issued it, with the user as its CN."
+  readonly clientMessage = "a valid client certificate for this user is required"
+  override get message() {
+    return `client certificate refused: ${this.detail}`
+  }
+}
+
+/** A TLS handshake with a client failed: nobody is there who could be told. */
+export class TlsHandshakeFailed extends Data.TaggedError("TlsHandshakeFailed")<{
+  /** A code or a few words; nothing that the peer sent. */
+  readonly reason: string
+}> {
+  override get message() {
+    return `TLS handshake failed: ${this.reason}`
+  }
+}
+
 /** Why a login was refused. Only the log learns which. */
 export type LoginRefusal =
   | "unknown tenant"
@@ -439,6 +482,8 @@ export type SessionFault =
   | ProtocolViolation
   | SchemaNameRefused
   | FeatureNotSupported
+  | TlsRequired
+  | ClientCertificateRefused
   | LoginRefused
   | LoginTimedOut
   | AuthUnavailable

@@ -173,6 +173,25 @@ const poolProblems = (tree: unknown): ReadonlyArray<string> =>
     ? ["PoolSettings.MaxIdle: must not be greater than PoolSettings.MaxOpen"]
     : []
 
+/** Which files a mode needs, and which need each other. */
+const tlsProblems = (tree: unknown): ReadonlyArray<string> => {
+  const settings = sectionOf(tree, "TLSSettings")
+  const isGiven = (key: string) => settings[key] !== undefined && settings[key] !== ""
+  const needs = (modeKey: string, modes: ReadonlyArray<string>, fileKey: string) =>
+    modes.includes(String(settings[modeKey])) && !isGiven(fileKey)
+      ? [`TLSSettings.${fileKey}: is missing; ${modeKey} "${String(settings[modeKey])}" needs it`]
+      : []
+  return [
+    ...needs("ClientMode", ["allow", "require", "verify-full"], "ClientCertFile"),
+    ...needs("ClientMode", ["allow", "require", "verify-full"], "ClientKeyFile"),
+    ...needs("ClientMode", ["verify-full"], "ClientCAFile"),
+    ...needs("ServerMode", ["verify-ca", "verify-full"], "ServerCAFile"),
+    ...(isGiven("ServerCertFile") === isGiven("ServerKeyFile")
+      ? []
+      : ["TLSSettings: give both ServerCertFile and ServerKeyFile, or neither"])
+  ]
+}
+
 const overrideProblems = (tree: unknown): ReadonlyArray<string> =>
   Object.entries(sectionOf(tree, "OverrideSettings")).flatMap(([name, entry]) => {
     const path = spell(["OverrideSettings", name])
@@ -205,6 +224,6 @@ export const decode = (
       problems.push(`${nameOf(leaf.path)}: ${complaint(leaf, valueAt(tree, leaf.path))}`)
     }
   }
-  problems.push(...awsProblems(tree), ...poolProblems(tree), ...overrideProblems(tree))
+  problems.push(...awsProblems(tree), ...poolProblems(tree), ...overrideProblems(tree), ...tlsProblems(tree))
   return Result.isFailure(decoded) || problems.length > 0 ? Result.fail(problems) : Result.succeed(decoded.success)
 }

@@ -29,6 +29,8 @@ export class LiveConfig extends Context.Service<
     readonly ref: SubscriptionRef.SubscriptionRef<PerseusConfig>
     /** What `ref` holds now, for callbacks that are no Effect. */
     readonly current: () => PerseusConfig
+    /** How many reloads there were, refused ones aside. For those who read files that the configuration only names. */
+    readonly reloads: SubscriptionRef.SubscriptionRef<number>
     /** Loads again and applies what can be applied; the log says what that was, or why nothing was. */
     readonly reload: Effect.Effect<void>
   }
@@ -39,14 +41,16 @@ export class LiveConfig extends Context.Service<
       LiveConfig,
       Effect.gen(function* () {
         const ref = yield* SubscriptionRef.make(yield* load)
+        const reloads = yield* SubscriptionRef.make(0)
         const oneAtATime = yield* Semaphore.make(1)
         const reload = load.pipe(
           Effect.flatMap((next) => apply(ref, next)),
+          Effect.andThen(SubscriptionRef.update(reloads, (count) => count + 1)),
           Effect.catchTag("ConfigInvalid", refused),
           Effect.catchDefect((defect) => Effect.logError("the configuration could not be reloaded", Cause.die(defect))),
           oneAtATime.withPermits(1)
         )
-        return LiveConfig.of({ ref, current: () => SubscriptionRef.getUnsafe(ref), reload })
+        return LiveConfig.of({ ref, reloads, current: () => SubscriptionRef.getUnsafe(ref), reload })
       })
     )
   }

@@ -190,9 +190,37 @@ const LimitSettings = Schema.Struct({
 const ServerSettings = Schema.Struct({
   AllowTrust: orElse(boolean("A server may let us in without asking for the password that the row has."), false),
   AllowClearText: orElse(
-    boolean("A server may ask for the password in clear text on an unencrypted connection."),
+    boolean("A server may ask for the password in clear text although TLS has not verified it."),
     false
   )
+})
+
+const literals = <const A extends ReadonlyArray<string>>(allowed: A, about: string) =>
+  Schema.Literals(allowed).annotate({
+    note: { kind: "string", allowed: allowed.map((name) => `"${name}"`).join(", ").replace(/, (?=[^,]*$)/, " or "), about }
+  })
+
+const TLSSettings = Schema.Struct({
+  ClientMode: orElse(
+    literals(
+      ["disable", "allow", "require", "verify-full"],
+      "TLS from clients; verify-full: with a certificate whose CN is the user."
+    ),
+    "disable"
+  ),
+  ClientCertFile: orElse(string("PEM file with the certificate that clients are shown, and its chain."), ""),
+  ClientKeyFile: orElse(string("PEM file with the private key of ClientCertFile."), ""),
+  ClientCAFile: orElse(string("PEM file with the authorities that vouch for clients' certificates."), ""),
+  ServerMode: orElse(
+    literals(
+      ["disable", "prefer", "require", "verify-ca", "verify-full"],
+      "TLS to servers, as libpq's sslmode has it; only verify-… look at the certificate."
+    ),
+    "prefer"
+  ),
+  ServerCAFile: orElse(string("PEM file with the authorities that vouch for servers, such as RDS's bundle."), ""),
+  ServerCertFile: orElse(string("PEM file with the certificate that a server is shown if it asks."), ""),
+  ServerKeyFile: orElse(string("PEM file with the private key of ServerCertFile."), "")
 })
 
 const LogSettings = Schema.Struct({
@@ -229,6 +257,7 @@ export const PerseusConfig = Schema.Struct({
   OverrideSettings,
   LimitSettings,
   ServerSettings,
+  TLSSettings,
   LogSettings
 })
 
@@ -239,6 +268,7 @@ export type PoolSettings = PerseusConfig["PoolSettings"]
 export type OverrideSettings = PerseusConfig["OverrideSettings"]
 export type LimitSettings = PerseusConfig["LimitSettings"]
 export type ServerSettings = PerseusConfig["ServerSettings"]
+export type TLSSettings = PerseusConfig["TLSSettings"]
 export type LogSettings = PerseusConfig["LogSettings"]
 
 /**

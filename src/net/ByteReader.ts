@@ -7,9 +7,15 @@
  */
 import * as Effect from "effect/Effect"
 import { HEADER_LENGTH, lengthAt, type Frame } from "../protocol/Frame.ts"
+import type { Handshake } from "./Tls.ts"
 import type { Transport, TransportHandler } from "./Transport.ts"
 
 const HIGH_WATER = 32 * 1024
+
+/** Why there is no TLS: the handshake failed (a code or a few words), or bytes lay there that came before it in clear. */
+export type SecureFailure =
+  | { readonly _tag: "HandshakeFailed"; readonly reason: string }
+  | { readonly _tag: "UnreadBytes" }
 
 /** The peer has gone (`reason` null: in good order), or sent what cannot be a message. */
 export type ReadFailure = { readonly _tag: "PeerGone"; readonly reason: string | null } | { readonly _tag: "BadLength" }
@@ -65,7 +71,37 @@ export class ByteReader implements TransportHandler {
     const rest = this.#pending
     this.#pending = Buffer.alloc(0)
     if (this.#paused) this.#transport.resume()
+    this.#paused = false
     return rest
+  }
+
+  /** The first byte that was not read, which it stays. */
+  get firstByte(): Effect.Effect<number, ReadFailure> {
+    return Effect.map(this.read(1), (byte) => {
+      this.#pending = Buffer.concat([byte, this.#pending])
+      return byte[0]!
+    })
+  }
+
+  /**
+   * Goes on under TLS, after `lastWords` in clear. What has come and was not read is the handshake's where the peer begins it
+   * unasked; else it came before TLS was agreed on, and to read it later would be to take it for the peer's own word
+   * (CVE-2021-3935). Looked at in the very turn in which TLS takes over. Failure and interruption close the stream.
+   */
+  secure(
+    handshake: Handshake,
+    unread: "is the handshake's" | "must not be",
+    lastWords?: Buffer
+  ): Effect.Effect<void, SecureFailure> {
+    return Effect.callback<void, SecureFailure>((resume) => {
+      const received = this.takeRest()
+      if (received.length > 0 && unread === "must not be") return resume(Effect.fail({ _tag: "UnreadBytes" }))
+      if (lastWords !== undefined) this.#transport.write(lastWords)
+      this.#transport.startTls(handshake, received, (reason) =>
+        resume(reason === null ? Effect.void : Effect.fail({ _tag: "HandshakeFailed", reason }))
+      )
+      return Effect.sync(() => this.#transport.destroy())
+    })
   }
 
   /** Exactly `length` bytes, as a copy of their own. */

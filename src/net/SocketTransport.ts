@@ -1,14 +1,18 @@
 /**
- * A TCP socket as a Transport.
+ * A TCP socket as a Transport, in clear or, from some moment on, under TLS.
  *
  * Knows nothing of PostgreSQL. Both kinds of socket have Nagle's algorithm off (a relay that waits 40 ms for an ACK is none)
  * and keep-alive on (a peer whose machine has gone says nothing).
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
+import type { Handshake } from "./Tls.ts"
 import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
 
-/** Bytes that one read from a server takes at most; all server sockets share one such buffer (DESIGN: static reads). */
+/**
+ * Bytes that one read from a server takes at most. All server sockets share one such buffer; not so under TLS, where Node gives
+ * each chunk memory of its own.
+ */
 const READ_BUFFER_LENGTH = 64 * 1024
 const KEEP_ALIVE_DELAY_MS = 60_000
 
@@ -19,9 +23,15 @@ class SocketTransport implements Transport {
   handler: TransportHandler = ignoreAll
   readonly remote: string
   readonly local: boolean
-  readonly tls: TlsState | null = null
-  readonly #socket: Net.Socket
+  tls: TlsState | null = null
+  #socket: Net.Socket
   #over = false
+  readonly #onData = (chunk: Buffer) => this.receive(chunk)
+  readonly #onDrain = () => {
+    if (!this.#over) this.handler.onDrain()
+  }
+  readonly #onEnd = () => this.#close(null)
+  readonly #onError = (error: NodeJS.ErrnoException) => this.#close(error.code ?? error.message)
 
   constructor(socket: Net.Socket) {
     this.#socket = socket
@@ -29,12 +39,11 @@ class SocketTransport implements Transport {
     this.local = isLoopback(socket.remoteAddress ?? "")
     socket.setNoDelay(true)
     socket.setKeepAlive(true, KEEP_ALIVE_DELAY_MS)
-    socket.on("drain", () => {
-      if (!this.#over) this.handler.onDrain()
-    })
-    socket.on("end", () => this.#close(null))
-    socket.on("error", (error: NodeJS.ErrnoException) => this.#close(error.code ?? error.message))
-    socket.on("close", () => this.#close(null))
+    this.#listen()
+  }
+
+  #listen(): void {
+    this.#socket.on("drain", this.#onDrain).on("end", this.#onEnd).on("error", this.#onError).on("close", this.#onEnd)
   }
 
   #close(reason: string | null): void {
@@ -47,8 +56,39 @@ class SocketTransport implements Transport {
     return this.#over
   }
 
+  /** The socket gives out its chunks as events: one that we accepted, or any under TLS. */
+  readEvents(): void {
+    this.#socket.on("data", this.#onData)
+  }
+
   receive(chunk: Buffer): void {
     if (!this.#over) this.handler.onData(chunk)
+  }
+
+  startTls(handshake: Handshake, received: Buffer, done: (failure: string | null) => void): void {
+    if (this.#over) return done("ECONNRESET")
+    const socket = this.#socket
+    socket
+      .off("data", this.#onData)
+      .off("drain", this.#onDrain)
+      .off("end", this.#onEnd)
+      .off("error", this.#onError)
+      .off("close", this.#onEnd)
+      // What TLS makes of it is heard from TLS.
+      .on("error", () => {})
+      .pause()
+    if (received.length > 0) socket.unshift(received)
+    handshake(socket, (end) => {
+      if (end._tag === "Secured" && !this.#over) {
+        this.#socket = end.socket
+        this.tls = end.state
+        this.#listen()
+        this.readEvents()
+        return done(null)
+      }
+      this.destroy()
+      done(end._tag === "Failed" ? end.reason : "ECONNRESET")
+    })
   }
 
   write(bytes: Uint8Array): boolean {
@@ -80,7 +120,7 @@ class SocketTransport implements Transport {
 /** A socket that a listener accepted. Reading begins with the first handler's turn of the event loop. */
 export const accepted = (socket: Net.Socket): Transport => {
   const transport = new SocketTransport(socket)
-  socket.on("data", (chunk: Buffer) => transport.receive(chunk))
+  transport.readEvents()
   return transport
 }
 

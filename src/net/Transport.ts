@@ -7,6 +7,8 @@
  * **Who owns the bytes**: a chunk handed to `onData` is valid only during the call (server sockets read into one shared
  * buffer): copy what you keep. Bytes handed to `write` belong to the transport from then on.
  */
+import type { Handshake } from "./Tls.ts"
+
 export interface TransportHandler {
   onData(chunk: Buffer): void
   /** After `write` answered false: room again. */
@@ -32,6 +34,12 @@ export interface Transport {
   readonly local: boolean
   /** Null: in clear. */
   readonly tls: TlsState | null
+  /**
+   * Shakes hands on this stream, once at most: `tls` is set then, and all that is written and heard goes through it. From the
+   * call on nothing is heard in clear; `received` is what was heard before and belongs to the handshake. Until `done` is called
+   * nothing may be written, and `onClose` is not: a stream that closes meanwhile has failed, and one that has failed is closed.
+   */
+  startTls(handshake: Handshake, received: Buffer, done: (failure: string | null) => void): void
   handler: TransportHandler
   /** False: the peer is slow, stop until `onDrain`. Nothing is refused or lost either way. */
   write(bytes: Uint8Array): boolean

@@ -13,12 +13,14 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import type * as Scope from "effect/Scope"
+import type { TlsToServers } from "../config/LiveTls.ts"
 import type { LimitSettings, PoolSettings, ServerSettings } from "../config/PerseusConfig.ts"
 import { AcquireTimedOut, DestinationUnreachable, SettingRefused, ShuttingDown, type SessionFault } from "../errors.ts"
 import type { Network } from "../net/Network.ts"
 import type { ReceivedError } from "../protocol/Backend.ts"
 import { emptyQuery, terminate } from "../protocol/Frontend.ts"
 import * as CancelRequest from "./CancelRequest.ts"
+import { ConnectFailure } from "./ConnectFailure.ts"
 import type { Credential } from "./Credential.ts"
 import * as Greeting from "./Greeting.ts"
 import * as Inspection from "./Inspection.ts"
@@ -39,7 +41,7 @@ import {
   type Floor
 } from "./Reset.ts"
 import { ServerConnection, type ConversationEnd, type LoggedIn } from "./ServerConnection.ts"
-import { ConnectFailure, openAndLogIn, type Target } from "./ServerLogin.ts"
+import { openAndLogIn, type Target } from "./ServerLogin.ts"
 import { QUANTUM, type Waiter } from "./WaitQueue.ts"
 
 /**
@@ -76,6 +78,7 @@ export class Pool {
   readonly destination: Destination
   readonly statistics = new PoolStatistics()
   readonly #network: Network["Service"]
+  readonly #tls: () => TlsToServers
   readonly #clock: Clock.Clock
   readonly #fork: (effect: Effect.Effect<void>) => void
   #settings: PoolSettings
@@ -107,6 +110,7 @@ export class Pool {
     destination: Destination,
     limits: PoolLimits,
     network: Network["Service"],
+    tls: () => TlsToServers,
     clock: Clock.Clock,
     fork: (effect: Effect.Effect<void>) => void
   ) {
@@ -115,6 +119,7 @@ export class Pool {
     this.#limits = limits.limits
     this.#server = limits.server
     this.#network = network
+    this.#tls = tls
     this.#clock = clock
     this.#fork = fork
   }
@@ -123,13 +128,14 @@ export class Pool {
   static make(
     destination: Destination,
     limits: PoolLimits,
-    network: Network["Service"]
+    network: Network["Service"],
+    tls: () => TlsToServers
   ): Effect.Effect<Pool, never, Scope.Scope> {
     return Effect.gen(function* () {
       const clock = yield* Clock.Clock
       const fibers = yield* FiberSet.make<void>()
       const run = yield* FiberSet.runtime(fibers)()
-      const pool = new Pool(destination, limits, network, clock, (effect) => void run(effect))
+      const pool = new Pool(destination, limits, network, tls, clock, (effect) => void run(effect))
       yield* Effect.addFinalizer(() => pool.#shutDown())
       return pool
     })
@@ -374,12 +380,16 @@ export class Pool {
     this.statistics.cancelsForwarded++
     const timeout = this.#limits.CancelTimeoutSecs
     this.#fork(
-      CancelRequest.send(this.#network, {
-        host: this.destination.host,
-        port: this.destination.port,
-        processId: connection.processId,
-        secretKey: connection.secretKey
-      }).pipe(
+      CancelRequest.send(
+        this.#network,
+        {
+          host: this.destination.host,
+          port: this.destination.port,
+          processId: connection.processId,
+          secretKey: connection.secretKey
+        },
+        this.#tls()
+      ).pipe(
         Effect.timeoutOrElse({ duration: `${timeout} seconds`, orElse: () => Effect.succeed(false) }),
         Effect.catch(() => Effect.succeed(true)),
         Effect.onExit((exit) => Effect.sync(() => this.#cancelEnded(connection, exit._tag === "Success" && exit.value)))
@@ -715,7 +725,8 @@ export class Pool {
     const policy = { allowTrust: this.#server.AllowTrust, allowClearText: this.#server.AllowClearText }
     group.opening++
     this.#opening++
-    const login = openAndLogIn(this.#network, this.destination, group.credential, policy, group.floor).pipe(
+    const { credential, floor } = group
+    const login = openAndLogIn(this.#network, this.destination, credential, policy, this.#tls(), floor).pipe(
       Effect.timeoutOrElse({
         duration: `${timeout} seconds`,
         orElse: () =>

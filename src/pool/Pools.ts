@@ -13,6 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as SubscriptionRef from "effect/SubscriptionRef"
 import { LiveConfig } from "../config/LiveConfig.ts"
+import { LiveTls } from "../config/LiveTls.ts"
 import { poolSettingsFor } from "../config/PerseusConfig.ts"
 import { Network } from "../net/Network.ts"
 import { Pool, type Destination, type PoolLimits, type TenantPlacement } from "./Pool.ts"
@@ -44,11 +45,12 @@ export class Pools extends Context.Service<
     readonly snapshots: () => ReadonlyArray<PoolSnapshot>
   }
 >()("perseus/pool/Pools") {
-  static readonly layer: Layer.Layer<Pools, never, LiveConfig | Network> = Layer.effect(
+  static readonly layer: Layer.Layer<Pools, never, LiveConfig | LiveTls | Network> = Layer.effect(
     Pools,
     Effect.gen(function* () {
       const config = yield* LiveConfig
       const network = yield* Network
+      const tls = yield* LiveTls
       const pools = new Map<string, Pool>()
 
       const limitsOf = (destination: Destination): PoolLimits => {
@@ -64,7 +66,7 @@ export class Pools extends Context.Service<
         lookup: (key: string) => {
           const destination = decodeKey(key)
           return Effect.acquireRelease(
-            Effect.map(Pool.make(destination, limitsOf(destination), network), (pool) => {
+            Effect.map(Pool.make(destination, limitsOf(destination), network, tls.toServers), (pool) => {
               pools.set(key, pool)
               return pool
             }),

@@ -1,14 +1,14 @@
 /**
- * Opens a connection to PostgreSQL and logs in: dial, startup packet, proof of the password, until ReadyForQuery.
+ * Opens a connection to PostgreSQL and logs in: dial (with TLS), startup packet, proof of the password, until ReadyForQuery.
  *
  * One attempt, no retries and no timeout of its own (the pool's). Interruption at any moment closes the socket. The server is
  * not trusted with the password before it has shown what it may have: see `Policy`.
  */
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { createHash, pbkdf2, randomBytes } from "node:crypto"
-import { ByteReader, type ReadFailure } from "../net/ByteReader.ts"
+import type { TlsToServers } from "../config/LiveTls.ts"
+import { ByteReader } from "../net/ByteReader.ts"
 import type { Network } from "../net/Network.ts"
 import type { Transport } from "../net/Transport.ts"
 import {
@@ -16,13 +16,14 @@ import {
   decodeBackendKeyData,
   decodeError,
   decodeParameterStatus,
-  type AuthenticationRequest,
-  type ReceivedError
+  type AuthenticationRequest
 } from "../protocol/Backend.ts"
 import { Backend } from "../protocol/Frame.ts"
 import { passwordMessage, saslInitialResponse, saslResponse, startupMessage } from "../protocol/Frontend.ts"
 import * as Scram from "../protocol/Scram.ts"
+import { ConnectFailure, lost, refused } from "./ConnectFailure.ts"
 import type { Credential } from "./Credential.ts"
+import { dial } from "./Dial.ts"
 import { safeFloor, type Floor } from "./Reset.ts"
 import type { LoggedIn } from "./ServerConnection.ts"
 
@@ -33,34 +34,9 @@ const LOGIN_FRAME_LIMIT = 64 * 1024
 export interface Policy {
   /** No password at all, although one is configured: it might be anyone's server. */
   readonly allowTrust: boolean
-  /** The password in clear text over a connection that others may read. */
+  /** The password in clear text over a connection that others may read: without TLS, or with whoever it is at its other end. */
   readonly allowClearText: boolean
 }
-
-/** Why no connection came of it. */
-export class ConnectFailure extends Data.TaggedError("ConnectFailure")<{
-  /**
-   * `unreachable`: may be otherwise in a moment (down, starting, full). `refused`: will not be otherwise until somebody
-   * changes something (password, database, policy).
-   */
-  readonly kind: "unreachable" | "refused"
-  /** Words for the log; the server's own where it gave some. */
-  readonly detail: string
-  /** The server's, where it gave one. */
-  readonly error?: ReceivedError
-}> {
-  override get message() {
-    return this.detail
-  }
-}
-
-const refused = (detail: string) => new ConnectFailure({ kind: "refused", detail })
-const unreachable = (detail: string) => new ConnectFailure({ kind: "unreachable", detail })
-
-const lost = (failure: ReadFailure): ConnectFailure =>
-  failure._tag === "BadLength"
-    ? refused("what answers there does not speak PostgreSQL's protocol")
-    : unreachable(failure.reason ?? "the server closed the connection during the login")
 
 /** Classes of SQLSTATE that only an operator can mend: authorization, no such database or role's setting, configuration. */
 const lasting = /^(28|3D|42|22|0A)/
@@ -76,10 +52,11 @@ export const openAndLogIn = (
   target: Target,
   credential: Credential,
   policy: Policy,
+  tls: TlsToServers,
   floor: Floor = safeFloor
 ): Effect.Effect<LoggedIn, ConnectFailure> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(restore(Effect.mapError(network.connect(target), unreachable)), (transport) =>
+    Effect.flatMap(restore(dial(network, target, tls)), (transport) =>
       restore(logIn(transport, target.database, credential, policy, floor)).pipe(
         Effect.onError(() => Effect.sync(() => transport.destroy()))
       )
@@ -138,9 +115,10 @@ const authenticate = Effect.fnUntraced(function* (
         "the server asked for no password although one is configured (ServerSettings.AllowTrust is false)"
       )
     case "CleartextPassword":
-      if (!transport.local && !policy.allowClearText) {
+      if (!transport.local && transport.tls?.peerVerified !== true && !policy.allowClearText) {
         return yield* refused(
-          "the server asked for the password in clear text over an open connection (ServerSettings.AllowClearText is false)"
+          "the server asked for the password in clear text over a connection that no verified TLS protects " +
+            "(ServerSettings.AllowClearText is false)"
         )
       }
       transport.write(passwordMessage(password))

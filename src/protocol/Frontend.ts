@@ -9,11 +9,14 @@ import { Frontend, indexOfNul } from "./Frame.ts"
 
 const PROTOCOL_3_0 = 0x00030000
 const CANCEL_REQUEST_CODE = 80877102
+const SSL_REQUEST_CODE = 80877103
 
 // ---- to servers
 
 export const startupMessage = (parameters: ReadonlyArray<readonly [name: string, value: string]>): Buffer =>
   untyped(int32(PROTOCOL_3_0), ...parameters.flatMap(([name, value]) => [cString(name), cString(value)]), Buffer.of(0))
+
+export const sslRequest: Buffer = untyped(int32(SSL_REQUEST_CODE))
 
 export const cancelRequest = (processId: number, secretKey: Uint8Array): Buffer =>
   untyped(int32(CANCEL_REQUEST_CODE), int32(processId), secretKey)

@@ -1,13 +1,24 @@
 /**
  * From a client's first byte to what it wants: a cancel, or a login as whom and with which settings.
  *
- * Reads startup packets and nothing else. Every length is checked before anything is kept for it, encryption is asked for at
- * most once of each kind, and nothing that came in the same breath as such a request is ever read (CVE-2021-3935).
+ * Reads startup packets and nothing else, and begins TLS where a client asks for it (SSLRequest) or begins it by itself
+ * (`sslnegotiation=direct`, which is known by its first byte). Every length is checked before anything is kept for it, encryption
+ * is asked for at most once of each kind and not within TLS, and nothing that came in the same breath as such a request is ever
+ * read (CVE-2021-3935).
  */
 import * as Effect from "effect/Effect"
-import { FeatureNotSupported, ProtocolViolation, SchemaNameRefused, StartupParameterMissing } from "../errors.ts"
-import type { ByteReader, ReadFailure } from "../net/ByteReader.ts"
-import type { Transport } from "../net/Transport.ts"
+import type { TlsToClients } from "../config/LiveTls.ts"
+import {
+  ClientCertificateRefused,
+  FeatureNotSupported,
+  ProtocolViolation,
+  SchemaNameRefused,
+  StartupParameterMissing,
+  TlsHandshakeFailed,
+  TlsRequired
+} from "../errors.ts"
+import type { ByteReader, ReadFailure, SecureFailure } from "../net/ByteReader.ts"
+import type { TlsState, Transport } from "../net/Transport.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
 import { decode, MAX_STARTUP_PACKET_LENGTH, parseOptions, type StartupMessage } from "../protocol/Startup.ts"
 import type { TenantKey } from "../tenant/AuthRepo.ts"
@@ -28,15 +39,29 @@ export interface CancelRequest {
   readonly secretKey: Buffer
 }
 
-export type NegotiationFault = ProtocolViolation | StartupParameterMissing | SchemaNameRefused | FeatureNotSupported
+export type NegotiationFault =
+  | ProtocolViolation
+  | StartupParameterMissing
+  | SchemaNameRefused
+  | FeatureNotSupported
+  | TlsRequired
+  | ClientCertificateRefused
 
-const refusal = Buffer.from("N")
+const willing = Buffer.from("S")
+const unwilling = Buffer.from("N")
+
+/** The first byte of TLS: a record that holds a handshake. A startup packet begins with a zero of its length. */
+const TLS_HANDSHAKE_RECORD = 0x16
 
 export const negotiate = Effect.fnUntraced(function* (
   reader: ByteReader,
-  transport: Transport
-): Effect.fn.Return<LoginRequest | CancelRequest, NegotiationFault | ReadFailure> {
-  const refused = new Set<string>()
+  transport: Transport,
+  tls: TlsToClients
+): Effect.fn.Return<LoginRequest | CancelRequest, NegotiationFault | TlsHandshakeFailed | ReadFailure> {
+  if (tls.mode !== "disable" && (yield* reader.firstByte) === TLS_HANDSHAKE_RECORD) {
+    yield* Effect.mapError(reader.secure(tls.accept("required"), "is the handshake's"), faultOf)
+  }
+  const asked = new Set<string>()
   while (true) {
     const packet = decode(yield* reader.packet(MAX_STARTUP_PACKET_LENGTH))
     switch (packet._tag) {
@@ -45,21 +70,35 @@ export const negotiate = Effect.fnUntraced(function* (
       case "CancelRequest":
         return { _tag: "Cancel", processId: packet.processId, secretKey: packet.secretKey }
       case "StartupMessage":
-        return yield* readStartup(packet.message)
+        if (transport.tls === null && (tls.mode === "require" || tls.mode === "verify-full")) {
+          return yield* new TlsRequired()
+        }
+        return yield* readStartup(packet.message, tls.mode === "verify-full" ? transport.tls : null)
       case "SslRequest":
       case "GssEncRequest":
-        if (refused.has(packet._tag)) return yield* new ProtocolViolation({ detail: "encryption was asked for twice" })
-        if (reader.pendingLength > 0) {
-          return yield* new ProtocolViolation({ detail: "data came behind a request for encryption" })
+        if (asked.has(packet._tag) || transport.tls !== null) {
+          return yield* new ProtocolViolation({ detail: "encryption was asked for twice" })
         }
-        refused.add(packet._tag)
-        transport.write(refusal)
+        if (reader.pendingLength > 0) return yield* dataBehindRequest()
+        asked.add(packet._tag)
+        if (packet._tag === "SslRequest" && tls.mode !== "disable") {
+          yield* Effect.mapError(reader.secure(tls.accept("optional"), "must not be", willing), faultOf)
+        } else {
+          transport.write(unwilling)
+        }
     }
   }
 })
 
+const dataBehindRequest = () => new ProtocolViolation({ detail: "data came behind a request for encryption" })
+
+const faultOf = (failure: SecureFailure): TlsHandshakeFailed | ProtocolViolation =>
+  failure._tag === "UnreadBytes" ? dataBehindRequest() : new TlsHandshakeFailed({ reason: failure.reason })
+
+/** `certified`: who the client has to be by its certificate; null: anyone. */
 const readStartup = Effect.fnUntraced(function* (
-  message: StartupMessage
+  message: StartupMessage,
+  certified: TlsState | null
 ): Effect.fn.Return<LoginRequest, NegotiationFault> {
   const options = parseOptions(message.parameters.get("options") ?? "")
   if (options === null) {
@@ -74,6 +113,11 @@ const readStartup = Effect.fnUntraced(function* (
 
   const user = asked.get("user") ?? ""
   if (user === "") return yield* new StartupParameterMissing({ parameter: "user" })
+  if (certified !== null) {
+    if (!certified.peerVerified) return yield* new ClientCertificateRefused({ detail: "none, or not to be trusted" })
+    if (certified.peerCommonName !== user)
+      return yield* new ClientCertificateRefused({ detail: "its CN is not the user" })
+  }
   const sourceDb = asked.get("database") ?? ""
   if (sourceDb === "") return yield* new StartupParameterMissing({ parameter: "database" })
   const sourceSchema = asked.get("schema_search_path") ?? asked.get("search_path")

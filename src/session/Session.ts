@@ -10,7 +10,15 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import type { LiveConfig } from "../config/LiveConfig.ts"
-import { LoginTimedOut, ProtocolViolation, ShuttingDown, TooManyClients, type SessionFault } from "../errors.ts"
+import type { LiveTls } from "../config/LiveTls.ts"
+import {
+  LoginTimedOut,
+  ProtocolViolation,
+  ShuttingDown,
+  TooManyClients,
+  type SessionFault,
+  type TlsHandshakeFailed
+} from "../errors.ts"
 import { ByteReader, type ReadFailure } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
 import type { Place, Pools } from "../pool/Pools.ts"
@@ -37,6 +45,7 @@ const LAST_WORDS_TIMEOUT = "2 seconds"
 /** What a session needs of the house. */
 export interface House {
   readonly config: LiveConfig["Service"]
+  readonly tls: LiveTls["Service"]
   readonly authenticator: Authenticator["Service"]
   readonly pools: Pools["Service"]
   readonly clock: Clock.Clock
@@ -75,6 +84,7 @@ const run = Effect.fnUntraced(
   },
   (effect, house, _reader, transport) =>
     Effect.catch(effect, (failure) => {
+      if (failure._tag === "TlsHandshakeFailed") return Effect.logInfo(failure.message)
       const fault = faultOf(failure)
       return fault === null ? Effect.logDebug("the client left during its login") : tell(house, transport, fault)
     })
@@ -110,8 +120,8 @@ const logIn = Effect.fnUntraced(function* (
   house: House,
   reader: ByteReader,
   transport: Transport
-): Effect.fn.Return<LoggedInClient | null, SessionFault | ReadFailure, Scope.Scope> {
-  const request = yield* negotiate(reader, transport)
+): Effect.fn.Return<LoggedInClient | null, SessionFault | TlsHandshakeFailed | ReadFailure, Scope.Scope> {
+  const request = yield* negotiate(reader, transport, house.tls.toClients())
   if (request._tag === "Cancel") {
     house.live.cancel(request.processId, request.secretKey)
     return null
@@ -229,5 +239,5 @@ const faultOf = (failure: SessionFault | ReadFailure): SessionFault | null => {
   }
 }
 
-const outcomeOf = (failure: SessionFault | ReadFailure): string =>
+const outcomeOf = (failure: SessionFault | TlsHandshakeFailed | ReadFailure): string =>
   failure._tag === "LoginRefused" ? failure.why : failure._tag

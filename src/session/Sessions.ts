@@ -16,6 +16,7 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { LiveConfig } from "../config/LiveConfig.ts"
+import { LiveTls } from "../config/LiveTls.ts"
 import { TenantRevoked } from "../errors.ts"
 import { ByteReader } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
@@ -27,6 +28,8 @@ import { serve, type House } from "./Session.ts"
 
 /** Connections beyond MaxClients that may be there to be told so, or to cancel. More are closed without a word. */
 const SPARE_CONNECTIONS = 1_000
+
+type Needs = LiveConfig | LiveTls | Pools | Authenticator | AuthRepo
 
 export class Sessions extends Context.Service<
   Sessions,
@@ -40,7 +43,7 @@ export class Sessions extends Context.Service<
     readonly live: LiveSessions
   }
 >()("perseus/session/Sessions") {
-  static readonly layer: Layer.Layer<Sessions, never, LiveConfig | Pools | Authenticator | AuthRepo> = Layer.effect(
+  static readonly layer: Layer.Layer<Sessions, never, Needs> = Layer.effect(
     Sessions,
     Effect.gen(function* () {
       const config = yield* LiveConfig
@@ -49,6 +52,7 @@ export class Sessions extends Context.Service<
       const runBeside = yield* FiberSet.runtime(yield* FiberSet.make<void>())()
       const house: House = {
         config,
+        tls: yield* LiveTls,
         authenticator: yield* Authenticator,
         pools: yield* Pools,
         clock,

@@ -121,6 +121,12 @@ class MemoryTransport implements Transport {
     this.#queue({ _tag: "Reset", reason })
   }
 
+  /** Memory needs no TLS, and its servers say so; whoever insists has failed. */
+  startTls(_handshake: unknown, _received: Buffer, done: (failure: string | null) => void): void {
+    this.destroy()
+    done("no TLS in memory")
+  }
+
   write(bytes: Uint8Array): boolean {
     if (this.#over) return true
     if (this.#ended) {

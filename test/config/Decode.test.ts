@@ -56,6 +56,16 @@ describe("a good file", () => {
       ServerCheckDelaySecs: 30
     })
     assert.deepStrictEqual(config.ServerSettings, { AllowTrust: false, AllowClearText: false })
+    assert.deepStrictEqual(config.TLSSettings, {
+      ClientMode: "disable",
+      ClientCertFile: "",
+      ClientKeyFile: "",
+      ClientCAFile: "",
+      ServerMode: "prefer",
+      ServerCAFile: "",
+      ServerCertFile: "",
+      ServerKeyFile: ""
+    })
     assert.deepStrictEqual(config.LogSettings, { Level: "INFO", Json: false })
   })
 
@@ -133,6 +143,7 @@ describe("a bad file", () => {
       },
       LimitSettings: { MaxClients: 1e12, AcquireTimeoutSecs: 0 },
       ServerSettings: true,
+      TLSSettings: { ClientMode: "prefer", ServerMode: "verify-ca", ServerKeyFile: "k", ServerCertFile: 5 },
       LogSettings: { Level: "LOUD", Json: "true" }
     })
     assert.sameMembers(
@@ -170,10 +181,32 @@ describe("a bad file", () => {
         "LimitSettings.MaxClients: expected an integer from 0 to 2147483647",
         "LimitSettings.AcquireTimeoutSecs: expected an integer from 1 to 2147483647",
         "ServerSettings: expected an object, got a boolean",
+        'TLSSettings.ClientMode: expected "disable", "allow", "require" or "verify-full"',
+        "TLSSettings.ServerCertFile: expected a string, got an integer",
+        'TLSSettings.ServerCAFile: is missing; ServerMode "verify-ca" needs it',
         "LogSettings.Level: expected DEBUG, INFO, WARN or ERROR",
         "LogSettings.Json: expected true or false, got a string"
       ]
     )
+  })
+
+  it("is told which files each mode of TLS needs", () => {
+    for (const [TLSSettings, expected] of [
+      [{ ClientMode: "allow" }, ["TLSSettings.ClientCertFile", "TLSSettings.ClientKeyFile"]],
+      [{ ClientMode: "require", ClientCertFile: "c" }, ["TLSSettings.ClientKeyFile"]],
+      [{ ClientMode: "verify-full", ClientCertFile: "c", ClientKeyFile: "k" }, ["TLSSettings.ClientCAFile"]],
+      [{ ClientMode: "verify-full", ClientCertFile: "c", ClientKeyFile: "k", ClientCAFile: "a" }, []],
+      [{ ClientMode: "disable", ServerMode: "require" }, []],
+      [{ ServerMode: "verify-full" }, ["TLSSettings.ServerCAFile"]],
+      [{ ServerCertFile: "c" }, ["TLSSettings"]],
+      [{ ServerCertFile: "c", ServerKeyFile: "k" }, []]
+    ] as const) {
+      const problems = problemsOf({ ...minimal(), TLSSettings })
+      assert.deepStrictEqual(
+        problems.map((problem) => problem.split(":")[0] ?? ""),
+        [...expected]
+      )
+    }
   })
 
   it("is told of each key that must be given when it is empty", () => {
@@ -312,6 +345,16 @@ describe("the table of settings", () => {
       OverrideSettings: { app: { MaxOpen: 20 } },
       LimitSettings: Object.fromEntries(Object.keys(running.LimitSettings).map((key) => [key, 9])),
       ServerSettings: { AllowTrust: true, AllowClearText: true },
+      TLSSettings: {
+        ClientMode: "verify-full",
+        ClientCertFile: "a",
+        ClientKeyFile: "b",
+        ClientCAFile: "c",
+        ServerMode: "verify-full",
+        ServerCAFile: "d",
+        ServerCertFile: "e",
+        ServerKeyFile: "f"
+      },
       LogSettings: { Level: "DEBUG", Json: true }
     })
     const applied = keepReadAtStart(running, next)

@@ -234,12 +234,13 @@ describe("reloadOn", () => {
   const stepwise = Effect.gen(function* () {
     const begun = yield* Queue.unbounded<Deferred.Deferred<void>>()
     const ref = yield* SubscriptionRef.make(base)
+    const reloads = yield* SubscriptionRef.make(0)
     const reload = Effect.gen(function* () {
       const mayEnd = yield* Deferred.make<void>()
       yield* Queue.offer(begun, mayEnd)
       yield* Deferred.await(mayEnd)
     })
-    return { begun, layer: Layer.succeed(LiveConfig, { ref, current: () => base, reload }) }
+    return { begun, layer: Layer.succeed(LiveConfig, { ref, reloads, current: () => base, reload }) }
   })
 
   it.effect("makes one more reload of all the signals that come while one runs", () =>

@@ -6,7 +6,8 @@ import { createHash, createHmac, pbkdf2Sync } from "node:crypto"
 import { Network } from "../../src/net/Network.ts"
 import { Credential } from "../../src/pool/Credential.ts"
 import { ServerConnection } from "../../src/pool/ServerConnection.ts"
-import { openAndLogIn, type ConnectFailure, type Policy } from "../../src/pool/ServerLogin.ts"
+import type { ConnectFailure } from "../../src/pool/ConnectFailure.ts"
+import { openAndLogIn, type Policy } from "../../src/pool/ServerLogin.ts"
 import { cString, frame, int32 } from "../../src/protocol/Encoder.ts"
 import { Backend } from "../../src/protocol/Frame.ts"
 import { decode } from "../../src/protocol/Startup.ts"
@@ -62,7 +63,9 @@ const lines =
     answers[turn] ?? null
 
 const logIn = (attempt: Attempt, policy = strict, password = PASSWORD) =>
-  openAndLogIn(attempt.network, target, new Credential("app", Redacted.make(password)), policy)
+  openAndLogIn(attempt.network, target, new Credential("app", Redacted.make(password)), policy, {
+    mode: "disable"
+  })
 
 /** The failure, after which nothing may be left open. */
 const failure = (attempt: Attempt, policy = strict, password = PASSWORD) =>
@@ -351,7 +354,9 @@ describe("a login that does not end", () => {
   it.effect("fails with the system's code where nothing listens", () =>
     Effect.gen(function* () {
       const network = Network.of({ connect: () => Effect.fail("ECONNREFUSED"), listen: () => Effect.fail("not here") })
-      const login = openAndLogIn(network, target, new Credential("app", Redacted.make(PASSWORD)), strict)
+      const login = openAndLogIn(network, target, new Credential("app", Redacted.make(PASSWORD)), strict, {
+        mode: "disable"
+      })
       const failed = yield* Effect.flip(login)
       assert.deepStrictEqual([failed.kind, failed.detail], ["unreachable", "ECONNREFUSED"])
     })

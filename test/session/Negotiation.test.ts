@@ -4,6 +4,8 @@ import * as Fiber from "effect/Fiber"
 import { ByteReader } from "../../src/net/ByteReader.ts"
 import { int32, untyped } from "../../src/protocol/Encoder.ts"
 import { cancelRequest, startupMessage } from "../../src/protocol/Frontend.ts"
+import type { TlsToClients } from "../../src/config/LiveTls.ts"
+import type { TlsState } from "../../src/net/Transport.ts"
 import { negotiate, type LoginRequest } from "../../src/session/Negotiation.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 
@@ -17,12 +19,22 @@ const startup = (parameters: Parameters) => startupMessage(Object.entries(parame
 const who = { user: "app", database: "shop" }
 const login = startup({ ...who, schema_search_path: "tenant" })
 
+/** What the client's certificate says where it shows one; or why the handshake failed. */
+type Handshaken = Pick<TlsState, "peerVerified" | "peerCommonName"> | string
+
+const anonymous: Handshaken = { peerVerified: false, peerCommonName: null }
+
 /** A client that waits for the answer to each of these before it sends the next. */
-const talk = (...said: ReadonlyArray<Buffer>) =>
+const talk = (...said: ReadonlyArray<Buffer>) => talkTo("disable", anonymous, ...said)
+
+const talkTo = (mode: TlsToClients["mode"], handshaken: Handshaken, ...said: ReadonlyArray<Buffer>) =>
   Effect.gen(function* () {
     const transport = new RecordedTransport()
+    transport.handshake = typeof handshaken === "string" ? handshaken : { ...handshaken, serverEndPoint: null }
     const reader = new ByteReader(transport)
-    const negotiating = yield* Effect.forkChild(negotiate(reader, transport), { startImmediately: true })
+    // The handshake is the transport's, and this one knows how it ends.
+    const tls: TlsToClients = mode === "disable" ? { mode } : { mode, accept: () => () => {} }
+    const negotiating = yield* Effect.forkChild(negotiate(reader, transport, tls), { startImmediately: true })
     for (const bytes of said) transport.say(bytes)
     transport.leave()
     return { negotiated: Fiber.join(negotiating), transport, reader }
@@ -80,6 +92,109 @@ describe("a request for encryption", () => {
           assert.strictEqual(transport.written.length, 0)
         }
       }
+    })
+  )
+})
+
+describe("a request for TLS", () => {
+  const modes = ["allow", "require", "verify-full"] as const
+  const named = startup({ ...who, schema_search_path: "tenant" })
+
+  it.effect("is agreed to once and in one byte, and the client names itself behind the handshake", () =>
+    Effect.gen(function* () {
+      for (const mode of modes) {
+        for (const [requests, answer] of [
+          [[sslRequest], "S"],
+          [[gssEncRequest, sslRequest], "NS"]
+        ] as const) {
+          const certificate = { peerVerified: true, peerCommonName: "app" }
+          const { negotiated, transport } = yield* talkTo(mode, certificate, ...requests, named)
+          assert.strictEqual((yield* negotiated)._tag, "Login")
+          assert.strictEqual(transport.written.toString(), answer)
+          assert.deepStrictEqual(transport.received, Buffer.alloc(0), "nothing that came in clear is read after it")
+        }
+      }
+    })
+  )
+
+  it.effect("ends the session when anything came in the same breath, before any handshake", () =>
+    Effect.gen(function* () {
+      for (const mode of modes) {
+        for (const behind of [named, Buffer.of(0), Buffer.of(0x16, 3, 1), sslRequest]) {
+          const { negotiated, transport } = yield* talkTo(mode, anonymous, Buffer.concat([sslRequest, behind]))
+          assert.strictEqual((yield* Effect.flip(negotiated))._tag, "ProtocolViolation")
+          assert.deepStrictEqual([transport.written.length, transport.received], [0, null])
+        }
+      }
+    })
+  )
+
+  it.effect("is none within TLS, nor is one for GSS encryption", () =>
+    Effect.gen(function* () {
+      for (const again of [sslRequest, gssEncRequest]) {
+        const { negotiated } = yield* talkTo("allow", anonymous, sslRequest, again, named)
+        assert.strictEqual((yield* Effect.flip(negotiated))._tag, "ProtocolViolation")
+      }
+    })
+  )
+
+  it.effect("that ends in a failed handshake ends the session, and says why", () =>
+    Effect.gen(function* () {
+      const { negotiated, transport } = yield* talkTo("allow", "ERR_SSL_UNSUPPORTED_PROTOCOL", sslRequest)
+      const failure = yield* Effect.flip(negotiated)
+      assert.strictEqual(failure._tag === "TlsHandshakeFailed" && failure.reason, "ERR_SSL_UNSUPPORTED_PROTOCOL")
+      assert.strictEqual(transport.written.toString(), "S")
+    })
+  )
+
+  it.effect("need not be made by a client that begins a handshake by itself, which gets all that has come", () =>
+    Effect.gen(function* () {
+      const hello = Buffer.of(0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5)
+      for (const mode of modes) {
+        const certificate = { peerVerified: true, peerCommonName: "app" }
+        const { negotiated, transport } = yield* talkTo(mode, certificate, hello, named)
+        assert.strictEqual((yield* negotiated)._tag, "Login")
+        assert.deepStrictEqual([transport.written.length, transport.received], [0, hello])
+      }
+      assert.strictEqual((yield* fault(hello))._tag, "BadLength", "where there is no TLS that is no startup packet")
+    })
+  )
+
+  it.effect("must be made where TLS is required, but not by a CancelRequest", () =>
+    Effect.gen(function* () {
+      for (const mode of ["require", "verify-full"] as const) {
+        for (const before of [[], [gssEncRequest]]) {
+          const { negotiated } = yield* talkTo(mode, anonymous, ...before, named)
+          assert.strictEqual((yield* Effect.flip(negotiated))._tag, "TlsRequired")
+        }
+        const { negotiated } = yield* talkTo(mode, anonymous, cancelRequest(7, Buffer.of(1, 2, 3, 4)))
+        assert.strictEqual((yield* negotiated)._tag, "Cancel")
+      }
+      const { negotiated } = yield* talkTo("allow", anonymous, named)
+      assert.strictEqual((yield* negotiated)._tag, "Login")
+    })
+  )
+
+  it.effect("with verify-full makes a client be who its certificate says, and does not in other modes", () =>
+    Effect.gen(function* () {
+      for (const [certificate, expected] of [
+        [{ peerVerified: true, peerCommonName: "app" }, "Login"],
+        [{ peerVerified: true, peerCommonName: "App" }, "ClientCertificateRefused"],
+        [{ peerVerified: true, peerCommonName: null }, "ClientCertificateRefused"],
+        [{ peerVerified: false, peerCommonName: "app" }, "ClientCertificateRefused"],
+        [anonymous, "ClientCertificateRefused"]
+      ] as const) {
+        for (const [mode, outcome] of [
+          ["verify-full", expected],
+          ["require", "Login"]
+        ] as const) {
+          const { negotiated } = yield* talkTo(mode, certificate, sslRequest, named)
+          const ended = yield* Effect.result(negotiated)
+          assert.strictEqual(ended._tag === "Success" ? ended.success._tag : ended.failure._tag, outcome)
+        }
+      }
+      const cancel = yield* talkTo("verify-full", anonymous, sslRequest, cancelRequest(7, Buffer.of(1, 2, 3, 4)))
+      assert.strictEqual((yield* cancel.negotiated)._tag, "Cancel")
     })
   )
 })

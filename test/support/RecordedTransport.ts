@@ -11,7 +11,7 @@ const OVERWRITTEN = 0xaa
 export class RecordedTransport implements Transport {
   readonly remote = "test:1"
   readonly local: boolean
-  readonly tls: TlsState | null = null
+  tls: TlsState | null = null
   handler: TransportHandler = ignoreAll
   closed = false
   destroyed = false
@@ -41,6 +41,21 @@ export class RecordedTransport implements Transport {
   leave(reason: string | null = null): void {
     this.closed = true
     this.handler.onClose(reason)
+  }
+
+  /** How the next handshake ends: with what it tells, or with why it failed. */
+  handshake: TlsState | string = "no handshake was expected"
+  /** What was handed to it as having come already; null: there was none. */
+  received: Buffer | null = null
+
+  startTls(_: unknown, received: Buffer, done: (failure: string | null) => void): void {
+    this.received = received
+    if (typeof this.handshake === "string") {
+      this.destroy()
+      return done(this.handshake)
+    }
+    this.tls = this.handshake
+    done(null)
   }
 
   write(bytes: Uint8Array): boolean {

@@ -87,7 +87,7 @@ describe("logging in", () => {
         const credential = new Credential("app", Redacted.make("secret"))
         const policy = { allowTrust: false, allowClearText: false }
         const target = { ...address, database: "shop" }
-        const loggedIn = yield* openAndLogIn(memory.network, target, credential, policy)
+        const loggedIn = yield* openAndLogIn(memory.network, target, credential, policy, { mode: "disable" })
         assert.strictEqual(loggedIn.processId, postgres.sessions()[0]?.processId)
         assert.strictEqual(loggedIn.parameters.get("search_path"), "")
       })
