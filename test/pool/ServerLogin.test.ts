@@ -196,6 +196,24 @@ describe("a policy", () => {
   )
 })
 
+describe("a password in clear text over TLS", () => {
+  it.effect("is given where the server's certificate was verified, and else as if there were no TLS", () =>
+    Effect.gen(function* () {
+      const over = (peerVerified: boolean) => {
+        const attempt = scripted(lines(clearText, welcome), false)
+        attempt.transport.tls = { peerVerified, peerCommonName: null, serverEndPoint: null }
+        return attempt
+      }
+      const verified = over(true)
+      yield* logIn(verified)
+      assert.strictEqual(verified.said[1]?.toString("utf8", 5), `${PASSWORD}\0`)
+      const unverified = over(false)
+      assert.include((yield* failure(unverified)).detail, "AllowClearText")
+      assert.lengthOf(unverified.said, 1)
+    })
+  )
+})
+
 describe("a server that is not what it should be", () => {
   it.live("is refused where it does not prove that it knows the password", () =>
     Effect.gen(function* () {
