@@ -44,6 +44,7 @@ export interface Overrides {
   readonly PoolSettings?: Readonly<Record<string, unknown>> | undefined
   readonly LimitSettings?: Readonly<Record<string, unknown>> | undefined
   readonly AuthDBSettings?: Readonly<Record<string, unknown>> | undefined
+  readonly TLSSettings?: Readonly<Record<string, unknown>> | undefined
 }
 
 export interface Options {
@@ -253,7 +254,8 @@ export const startPerseus = Effect.fnUntraced(function* (
         KMSKeyARN: kms.keyArn
       },
       PoolSettings: { ...defaults.PoolSettings, ...overrides.PoolSettings },
-      LimitSettings: { ...defaults.LimitSettings, ...overrides.LimitSettings }
+      LimitSettings: { ...defaults.LimitSettings, ...overrides.LimitSettings },
+      TLSSettings: overrides.TLSSettings
     })
     return Result.isSuccess(config)
       ? Effect.succeed(config.success)
