@@ -137,6 +137,22 @@ describe("check-config", () => {
     })
   )
 
+  it.live("looks into the files that TLS needs", () =>
+    Effect.gen(function* () {
+      const env = {
+        PERSEUS_TLSSETTINGS_CLIENTMODE: "require",
+        PERSEUS_TLSSETTINGS_CLIENTCERTFILE: join(yield* temporaryDirectory, "none.crt"),
+        PERSEUS_TLSSETTINGS_CLIENTKEYFILE: join(yield* temporaryDirectory, "none.key")
+      }
+      const { exitCode, stderr } = yield* run(["check-config", "-config", yield* configFile({})], { env })
+      assert.strictEqual(exitCode, 1)
+      assert.match(
+        stderr,
+        /^perseus: TLSSettings: 2 problems\n {2}ClientCertFile: the file does not exist\n {2}ClientKey/
+      )
+    })
+  )
+
   it.live("finds what is wrong within AuthDBDSN, from the environment too", () =>
     Effect.gen(function* () {
       const env = { PERSEUS_AUTHDBSETTINGS_AUTHDBDSN: "postgres://u:hunter2@h/d?sslmode=maybe" }

@@ -1,12 +1,13 @@
 /**
  * `check-config`: whether the daemon would accept the configuration, without starting anything.
  *
- * It reads the file and the environment, connects to nothing, and prints no secret.
+ * It reads the file, the files that it names for TLS, and the environment, connects to nothing, and prints no secret.
  */
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Command from "effect/cli/Command"
+import * as LiveTls from "../../config/LiveTls.ts"
 import type { AWSSettings, PerseusConfig, PoolSettings } from "../../config/PerseusConfig.ts"
 import * as AuthDsn from "../../tenant/AuthDsn.ts"
 import { CommandFailed } from "./CommandFailed.ts"
@@ -21,6 +22,7 @@ export const checkConfig = Command.make(
     if (Result.isFailure(authDsn)) {
       return yield* new CommandFailed({ message: `AuthDBSettings.AuthDBDSN: ${authDsn.failure}` })
     }
+    yield* Effect.mapError(LiveTls.check(config.TLSSettings), ({ message }) => new CommandFailed({ message }))
     yield* Console.log(summary(config, authDsn.success))
   })
 ).pipe(
@@ -40,6 +42,7 @@ const summary = (config: PerseusConfig, authDsn: AuthDsn.AuthDsn): string => {
     ["KMS", describeKms(config.AWSSettings)],
     ["pools", describePool(config.PoolSettings)],
     ["overrides", Object.keys(config.OverrideSettings).join(", ") || "none"],
+    ["TLS", `from clients: ${config.TLSSettings.ClientMode}, to servers: ${config.TLSSettings.ServerMode}`],
     ["clients at most", `${unlimited(config.LimitSettings.MaxClients)} in all`],
     ["log", `${config.LogSettings.Level}, ${config.LogSettings.Json ? "JSON" : "text"}`]
   ]
