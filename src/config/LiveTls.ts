@@ -90,12 +90,12 @@ const startSides = (settings: TLSSettings) =>
         new Side(toServers, servers.seen, servers.made.success)
       ] as const
     }
-    const problems = [...problemOf(clients.made), ...problemOf(servers.made)]
+    const problems = [...problemsOf(clients.made), ...problemsOf(servers.made)]
     return yield* new ConfigInvalid({ source: "TLSSettings", problems })
   })
 
-const problemOf = <A>(made: Result.Result<A, string>): ReadonlyArray<string> =>
-  Result.isFailure(made) ? [made.failure] : []
+const problemsOf = <A>(made: Result.Result<A, ReadonlyArray<string>>): ReadonlyArray<string> =>
+  Result.isFailure(made) ? made.failure : []
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What each side wants, and makes of it
@@ -155,32 +155,31 @@ const toServers: Plan<TlsToServers> = {
 interface Loaded<Tls> {
   /** Equal where settings and files say the same as before. */
   readonly seen: string
-  readonly made: Result.Result<Tls, string>
+  readonly made: Result.Result<Tls, ReadonlyArray<string>>
 }
 
 const load = <Tls>(plan: Plan<Tls>, settings: TLSSettings): Effect.Effect<Loaded<Tls>> =>
   Effect.gen(function* () {
-    const { authorities, certificate, key } = plan.files
-    const isOff = plan.mode(settings) === "disable"
-    const read = (file: FileKey) => readText(isOff ? "" : settings[file])
-    const texts = Result.all({
-      certificate: named(certificate, yield* read(certificate)),
-      key: named(key, yield* read(key)),
-      authorities: named(authorities, yield* read(authorities))
+    const problems: Array<string> = []
+    const read = Effect.fnUntraced(function* (part: Part) {
+      const path = settings[plan.files[part]]
+      if (path === "" || plan.mode(settings) === "disable") return null
+      const text = yield* Effect.result(Effect.tryPromise({ try: () => readFile(path, "utf8"), catch: whyUnreadable }))
+      if (Result.isSuccess(text)) return text.success
+      problems.push(`${plan.files[part]}: ${text.failure}`)
+      return null
     })
-    const made = Result.flatMap(texts, (found) =>
-      Result.mapError(plan.make(settings, found), ({ part, why }) => `${plan.files[part]}: ${why}`)
-    )
-    return { seen: digest([plan.mode(settings), Result.isSuccess(texts) ? texts.success : texts.failure]), made }
+    const texts: Texts = {
+      certificate: yield* read("certificate"),
+      key: yield* read("key"),
+      authorities: yield* read("authorities")
+    }
+    const made =
+      problems.length > 0
+        ? Result.fail(problems)
+        : Result.mapError(plan.make(settings, texts), ({ part, why }) => [`${plan.files[part]}: ${why}`])
+    return { seen: digest([plan.mode(settings), texts, problems]), made }
   })
-
-const named = <A>(file: FileKey, text: Result.Result<A, string>) =>
-  Result.mapError(text, (why) => `${file}: ${why}`)
-
-const readText = (path: string): Effect.Effect<Result.Result<string | null, string>> =>
-  path === ""
-    ? Effect.succeed(Result.succeed(null))
-    : Effect.result(Effect.tryPromise({ try: () => readFile(path, "utf8"), catch: whyUnreadable }))
 
 const whyUnreadable = (error: unknown): string => {
   const { code } = Object(error) as { readonly code?: unknown }
@@ -208,7 +207,7 @@ class Side<Tls> {
     return Effect.flatMap(load(this.#plan, settings), ({ seen, made }) => {
       if (seen === this.#seen) return Effect.void
       this.#seen = seen
-      if (Result.isFailure(made)) return Effect.logWarning(`${this.#plan.name} stays as it was: ${made.failure}`)
+      if (Result.isFailure(made)) return Effect.logWarning(`${this.#plan.name} stays as it was: ${made.failure.join(", ")}`)
       this.current = made.success
       return Effect.logInfo(`${this.#plan.name}: new settings or certificates hold from now on`)
     })

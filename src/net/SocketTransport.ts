@@ -66,8 +66,12 @@ class SocketTransport implements Transport {
   }
 
   startTls(handshake: Handshake, received: Buffer, done: (failure: string | null) => void): void {
-    if (this.#over) return done("ECONNRESET")
     const socket = this.#socket
+    // A socket that breaks is destroyed before anybody is told.
+    if (this.#over || socket.destroyed) {
+      this.destroy()
+      return done("ECONNRESET")
+    }
     socket
       .off("data", this.#onData)
       .off("drain", this.#onDrain)

@@ -161,7 +161,7 @@ describe("at start", () => {
       Effect.catch(({ message }) => Effect.succeed(message))
     )
 
-  it.effect("everything must be usable, and what is not is said in a line for each side", () =>
+  it.effect("everything must be usable, and all that is not is said at once", () =>
     Effect.gen(function* () {
       const { at, write } = yield* directory
       yield* write("a.crt", first.cert)
@@ -173,6 +173,10 @@ describe("at start", () => {
       assert.strictEqual(
         yield* problems({ ...clients, ClientCertFile: at("none") }),
         "TLSSettings: ClientCertFile: the file does not exist"
+      )
+      assert.strictEqual(
+        yield* problems({ ...clients, ClientCertFile: at("none"), ClientKeyFile: at("none") }),
+        "TLSSettings: 2 problems\n  ClientCertFile: the file does not exist\n  ClientKeyFile: the file does not exist"
       )
       assert.strictEqual(
         yield* problems({ ...clients, ClientKeyFile: at("b.key") }),

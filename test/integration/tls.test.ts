@@ -16,7 +16,7 @@ import * as NodeTls from "node:tls"
 import { Client, type ClientConfig } from "pg"
 import { authority, signedBy, type Certificate } from "../support/certificates.ts"
 import { installed, run } from "../support/clientProgram.ts"
-import { eventually, startPerseus, type TestPerseus } from "../support/perseus.ts"
+import { eventually, isWhole, startPerseus, type TestPerseus } from "../support/perseus.ts"
 import { ownPostgres, type Server } from "../support/postgres.ts"
 import {
   cancelRequest,
@@ -464,6 +464,10 @@ layer(TlsServer.layer([LOOPBACK]), { excludeTestServices: true })("to a server w
       assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["57014"])
       // Whether the login was served under the old address first, and the pool of that is still there, does not matter.
       yield* eventually(Effect.sync(said), (connections) => connections.length === before + 1)
+      // The server has closed in good order, so the connection that was cancelled goes on.
+      yield* eventually(Effect.sync(perseus.service.pools), (pools) => pools.every(isWhole))
+      assert.strictEqual(typesOf(yield* client.query("SELECT 1")), "TDCZ")
+      assert.lengthOf(said(), before + 1)
       for (const bytes of said()) {
         assert.deepStrictEqual(bytes.subarray(0, 9), Buffer.concat([sslRequest, Buffer.of(0x16)]))
         assert.strictEqual(bytes.indexOf("user\0"), -1)

@@ -5,7 +5,9 @@ import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import * as Result from "effect/Result"
 import * as Net from "node:net"
+import { Duplex } from "node:stream"
 import * as NodeTls from "node:tls"
+import { ByteReader } from "../../src/net/ByteReader.ts"
 import { Network, type Listening } from "../../src/net/Network.ts"
 import { connect } from "../../src/net/SocketTransport.ts"
 import { Acceptor, Connector, type Handshake } from "../../src/net/Tls.ts"
@@ -300,6 +302,67 @@ for (const [kind, pair] of [
     )
   })
 }
+
+describe("a handshake that begins unasked", () => {
+  it.live("is taken up with what has been heard of it, wherever that was cut", () =>
+    Effect.gen(function* () {
+      const { peer, transport } = yield* accepted
+      const reader = new ByteReader(transport)
+      peer.socket.removeAllListeners("data")
+      // Each byte in a segment of its own: the first is heard in clear, and maybe more.
+      const dribble = new Duplex({
+        read: () => void peer.socket.resume(),
+        write: (chunk: Buffer, _, done) => {
+          for (const byte of chunk) peer.socket.write(Buffer.of(byte))
+          done()
+        }
+      })
+      peer.socket.setNoDelay(true).on("data", (chunk) => dribble.push(chunk))
+      const theirs = NodeTls.connect({ socket: dribble, rejectUnauthorized: false, ALPNProtocols: ["postgresql"] })
+      theirs.on("error", () => {})
+      assert.strictEqual(yield* within(reader.firstByte), 0x16)
+      yield* within(reader.secure(acceptor.handshake("required"), "is the handshake's"))
+      theirs.write("hello")
+      assert.strictEqual((yield* within(reader.read(5))).toString(), "hello")
+      assert.strictEqual(transport.tls?.peerVerified, false)
+      theirs.destroy()
+    })
+  )
+
+  it.live("closes the stream where it fails, and where nobody waits for it any more", () =>
+    Effect.gen(function* () {
+      const failing = yield* accepted
+      const failingReader = new ByteReader(failing.transport)
+      failing.peer.socket.write("\x16 and no more of TLS")
+      yield* within(failingReader.firstByte)
+      const failure = yield* within(
+        Effect.flip(failingReader.secure(acceptor.handshake("required"), "is the handshake's"))
+      )
+      assert.strictEqual(failure._tag, "HandshakeFailed")
+      yield* within(failing.peer.untilClosed)
+
+      const left = yield* accepted
+      const leftReader = new ByteReader(left.transport)
+      const waiting = yield* Effect.forkChild(leftReader.secure(acceptor.handshake("optional"), "must not be"), {
+        startImmediately: true
+      })
+      yield* Fiber.interrupt(waiting)
+      yield* within(left.peer.untilClosed)
+      assert.deepStrictEqual([failing.transport.closed, left.transport.closed], [true, true])
+    })
+  )
+
+  it.live("is none after words in clear that nobody has read", () =>
+    Effect.gen(function* () {
+      const { peer, transport } = yield* accepted
+      const reader = new ByteReader(transport)
+      peer.socket.write("Splanted")
+      assert.strictEqual((yield* within(reader.read(1))).toString(), "S")
+      const failure = yield* Effect.flip(reader.secure(acceptor.handshake("optional"), "must not be"))
+      assert.deepStrictEqual([failure, transport.tls], [{ _tag: "UnreadBytes" }, null])
+    })
+  )
+})
 
 describe("connect", () => {
   it.live("fails with the system's code where nobody listens, and where a name does not resolve", () =>
