@@ -86,7 +86,8 @@ export class ByteReader implements TransportHandler {
   /**
    * Goes on under TLS, after `lastWords` in clear. What has come and was not read is the handshake's where the peer begins it
    * unasked; else it came before TLS was agreed on, and to read it later would be to take it for the peer's own word
-   * (CVE-2021-3935). Looked at in the very turn in which TLS takes over. Failure and interruption close the stream.
+   * (CVE-2021-3935). Looked at in the very turn in which TLS takes over. A failed handshake closes the stream, and so does an
+   * interruption.
    */
   secure(
     handshake: Handshake,

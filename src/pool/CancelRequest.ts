@@ -33,6 +33,7 @@ export const send = (
     (transport) =>
       Effect.callback<boolean>((resume) => {
         const onClose = (reason: string | null) => resume(Effect.succeed(reason === null))
+        if (transport.closed) return onClose("closed before it was asked")
         transport.handler = { onData: () => {}, onDrain: () => {}, onClose }
         transport.write(cancelRequest(target.processId, target.secretKey))
       }),

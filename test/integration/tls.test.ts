@@ -158,23 +158,21 @@ describe("psql", () => {
 
 describe("node-postgres", () => {
   for (const sslnegotiation of ["postgres", "direct"] as const) {
-    it.live(
-      `works under TLS with sslnegotiation=${sslnegotiation}: rows larger than all buffers, errors, cancels`,
-      () =>
-        Effect.gen(function* () {
-          const { perseus } = yield* withClients("require")
-          const client = yield* connect(perseus, { ssl: { ca: ca.cert }, sslnegotiation })
-          const [length] = yield* rowOf(client, "SELECT repeat('x', 20000000)")
-          assert.strictEqual(String(length).length, 20_000_000)
-          const [back] = yield* Effect.promise(() =>
-            client
-              .query({ text: "SELECT $1::text", values: ["y".repeat(5_000_000)], rowMode: "array" })
-              .then(({ rows }) => rows[0] as ReadonlyArray<unknown>)
-          )
-          assert.strictEqual(String(back).length, 5_000_000)
-          yield* Effect.flip(Effect.tryPromise(() => client.query("SELECT 1/0")))
-          assert.deepStrictEqual(yield* rowOf(client, "SELECT current_schema()"), ["red"])
-        })
+    it.live(`works under TLS with sslnegotiation=${sslnegotiation}: rows larger than all buffers, and errors`, () =>
+      Effect.gen(function* () {
+        const { perseus } = yield* withClients("require")
+        const client = yield* connect(perseus, { ssl: { ca: ca.cert }, sslnegotiation })
+        const [length] = yield* rowOf(client, "SELECT repeat('x', 20000000)")
+        assert.strictEqual(String(length).length, 20_000_000)
+        const [back] = yield* Effect.promise(() =>
+          client
+            .query({ text: "SELECT $1::text", values: ["y".repeat(5_000_000)], rowMode: "array" })
+            .then(({ rows }) => rows[0] as ReadonlyArray<unknown>)
+        )
+        assert.strictEqual(String(back).length, 5_000_000)
+        yield* Effect.flip(Effect.tryPromise(() => client.query("SELECT 1/0")))
+        assert.deepStrictEqual(yield* rowOf(client, "SELECT current_schema()"), ["red"])
+      })
     )
   }
 
