@@ -213,7 +213,9 @@ describe("a login to a server", () => {
         const transport = scripted(turns, random)
         const network = Network.of({ connect: () => Effect.succeed(transport), listen: () => Effect.fail("") })
         const world = new World(1)
-        const login = Effect.runFork(world.provide(openAndLogIn(network, target, credential, policy)))
+        const login = Effect.runFork(
+          world.provide(openAndLogIn(network, target, credential, policy, { mode: "disable" }))
+        )
         world.settle()
         // It may wait for more: that is the pool's to end.
         if (!transport.closed) transport.leave("ECONNRESET")
@@ -256,7 +258,7 @@ describe("a login to a server", () => {
         }
         const network = Network.of({ connect: () => Effect.succeed(transport), listen: () => Effect.fail("") })
         attempts.push(
-          Effect.runPromiseExit(openAndLogIn(network, target, credential, policy)).then((exit) => {
+          Effect.runPromiseExit(openAndLogIn(network, target, credential, policy, { mode: "disable" })).then((exit) => {
             assert.isTrue(Exit.isFailure(exit) && transport.destroyed)
             assert.match(String(exit), /SCRAM|closed|speak/)
           })
