@@ -116,7 +116,7 @@ export class FeatureNotSupported
 /** The client named itself in clear where `TLSSettings.ClientMode` wants TLS. */
 export class TlsRequired extends Data.TaggedError("TlsRequired") implements ClientFault {
   readonly severity = "FATAL"
-  readonly sqlState = SqlState.invalidAuthorizationSpecification
+  readonly sqlState = SqlState.invalidAuthorization
   readonly logLevel = "Info"
   readonly retrySafe = true
   readonly hint = "Connect with sslmode=require, or better sslmode=verify-full."
@@ -135,7 +135,7 @@ export class ClientCertificateRefused
   implements ClientFault
 {
   readonly severity = "FATAL"
-  readonly sqlState = SqlState.invalidAuthorizationSpecification
+  readonly sqlState = SqlState.invalidAuthorization
   readonly logLevel = "Warn"
   readonly retrySafe = true
   readonly hint =

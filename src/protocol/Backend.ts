@@ -11,6 +11,13 @@ import { Backend, indexOfNul, TransactionStatus } from "./Frame.ts"
 
 export const authenticationOk: Buffer = frame(Backend.authentication, int32(0))
 export const authenticationCleartextPassword: Buffer = frame(Backend.authentication, int32(3))
+/** AuthenticationSASL, with the mechanisms in the order in which they are preferred. */
+export const authenticationSasl = (...mechanisms: ReadonlyArray<string>): Buffer =>
+  frame(Backend.authentication, int32(10), ...mechanisms.map((name) => cString(name)), Buffer.of(0))
+export const authenticationSaslContinue = (data: string): Buffer =>
+  frame(Backend.authentication, int32(11), Buffer.from(data, "utf8"))
+export const authenticationSaslFinal = (data: string): Buffer =>
+  frame(Backend.authentication, int32(12), Buffer.from(data, "utf8"))
 export const parseComplete: Buffer = frame(Backend.parseComplete)
 export const closeComplete: Buffer = frame(Backend.closeComplete)
 export const readyForQueryIdle: Buffer = frame(Backend.readyForQuery, Buffer.of(TransactionStatus.idle))

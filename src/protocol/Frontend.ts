@@ -53,10 +53,30 @@ export const describeStatement = (statement: string): Buffer =>
 // ---- from clients
 
 /** A PasswordMessage's text, without the terminator; null where it is not one NUL-terminated UTF-8 string. */
-export const decodePassword = (body: Buffer): string | null => {
-  if (body.length === 0 || indexOfNul(body, 0, body.length) !== body.length - 1) return null
+export const decodePassword = (body: Buffer): string | null =>
+  body.length === 0 || indexOfNul(body, 0, body.length) !== body.length - 1 ? null : decodeUtf8(body.subarray(0, -1))
+
+/**
+ * SASLInitialResponse: the mechanism, and what the client says first. Null where the inner length is not that of the rest of
+ * the message (CVE-2026-6664 was a pooler that believed it), or -1: in SCRAM the client has to begin.
+ */
+export const decodeSaslInitialResponse = (
+  body: Buffer
+): { readonly mechanism: string; readonly data: string } | null => {
+  const nameEnd = indexOfNul(body, 0, body.length)
+  const dataAt = nameEnd + 5
+  if (nameEnd < 1 || dataAt > body.length || body.readInt32BE(nameEnd + 1) !== body.length - dataAt) return null
+  const [mechanism, data] = [decodeUtf8(body.subarray(0, nameEnd)), decodeSaslResponse(body.subarray(dataAt))]
+  return mechanism === null || data === null ? null : { mechanism, data }
+}
+
+/** SASLResponse: all of the body. */
+export const decodeSaslResponse = (body: Buffer): string | null =>
+  body.length === 0 || body.includes(0) ? null : decodeUtf8(body)
+
+const decodeUtf8 = (bytes: Uint8Array): string | null => {
   try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(body.subarray(0, -1))
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes)
   } catch {
     return null
   }

@@ -10,7 +10,7 @@ export const SqlState = {
   invalidTransactionTermination: "25000",
   idleInTransactionTimeout: "25P03",
   undefinedPreparedStatement: "26000",
-  invalidAuthorizationSpecification: "28000",
+  invalidAuthorization: "28000",
   invalidPassword: "28P01",
   undefinedDatabase: "3D000",
   invalidName: "42602",

@@ -5,11 +5,15 @@
 import * as Effect from "effect/Effect"
 import { createHash, createHmac, pbkdf2Sync } from "node:crypto"
 import type { ReadFailure } from "../net/ByteReader.ts"
-import { authenticationCleartextPassword } from "../protocol/Backend.ts"
+import {
+  authenticationCleartextPassword,
+  authenticationSasl,
+  authenticationSaslContinue,
+  authenticationSaslFinal
+} from "../protocol/Backend.ts"
 import { Frontend } from "../protocol/Frame.ts"
-import { decodePassword } from "../protocol/Frontend.ts"
+import { decodePassword, decodeSaslInitialResponse } from "../protocol/Frontend.ts"
 import { fatal, type ServerError } from "./ServerError.ts"
-import * as Messages from "./ServerMessages.ts"
 import type { ServerWire } from "./ServerWire.ts"
 
 const SCRAM_ITERATIONS = 16
@@ -55,21 +59,21 @@ const clearText = Effect.fnUntraced(function* (wire: ServerWire, claim: Claim) {
 })
 
 const scram = Effect.fnUntraced(function* (wire: ServerWire, claim: Claim) {
-  const initial = Messages.decodeSaslInitialResponse(yield* answer(wire, Messages.authenticationSasl("SCRAM-SHA-256")))
+  const initial = decodeSaslInitialResponse(yield* answer(wire, authenticationSasl("SCRAM-SHA-256")))
   const clientFirst = /^n,,(n=[^,]*,r=([^,]+))$/.exec(initial?.data ?? "")
   if (clientFirst === null) return yield* fatal("08P01", "malformed SCRAM message")
   const [, bare, clientNonce] = clientFirst
   const salt = sha256(claim.seed).subarray(0, 16)
   const nonce = `${clientNonce}${sha256(`nonce ${claim.seed}`).toString("base64")}`
   const serverFirst = `r=${nonce},s=${salt.toString("base64")},i=${SCRAM_ITERATIONS}`
-  const clientFinal = (yield* answer(wire, Messages.authenticationSaslContinue(serverFirst))).toString("utf8")
+  const clientFinal = (yield* answer(wire, authenticationSaslContinue(serverFirst))).toString("utf8")
 
   const proofAt = clientFinal.lastIndexOf(",p=")
   const withoutProof = clientFinal.slice(0, proofAt)
   const keys = deriveKeys(claim.password ?? "", salt, `${bare},${serverFirst},${withoutProof}`)
   const right = withoutProof === `c=biws,r=${nonce}` && clientFinal.slice(proofAt + 3) === keys.proof
   if (!right || claim.password === undefined) return yield* refused(claim)
-  wire.put(Messages.authenticationSaslFinal(`v=${keys.serverSignature}`))
+  wire.put(authenticationSaslFinal(`v=${keys.serverSignature}`))
 })
 
 const sha256 = (data: string | Buffer): Buffer => createHash("sha256").update(data).digest()

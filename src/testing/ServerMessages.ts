@@ -18,13 +18,6 @@ export const copyInResponse: Buffer = frame(Backend.copyInResponse, Buffer.of(0)
 export const readyForQuery = (status: number): Buffer => frame(Backend.readyForQuery, Buffer.of(status))
 export const commandComplete = (tag: string): Buffer => frame(Backend.commandComplete, cString(tag))
 
-export const authenticationSasl = (mechanism: string): Buffer =>
-  frame(Backend.authentication, int32(10), cString(mechanism), Buffer.of(0))
-export const authenticationSaslContinue = (data: string): Buffer =>
-  frame(Backend.authentication, int32(11), Buffer.from(data))
-export const authenticationSaslFinal = (data: string): Buffer =>
-  frame(Backend.authentication, int32(12), Buffer.from(data))
-
 export const warning = (sqlState: string, message: string): Buffer =>
   frame(
     Backend.noticeResponse,
@@ -150,8 +143,3 @@ export const decodeNamed = decoder((fields) => ({
 export const decodeExecute = decoder((fields) => ({ portal: fields.text(), maxRows: fields.int32() }))
 
 export const decodeCopyFail = decoder((fields) => ({ why: fields.text() }))
-
-export const decodeSaslInitialResponse = decoder((fields) => ({
-  mechanism: fields.text(),
-  data: fields.value()?.toString("utf8") ?? ""
-}))

@@ -87,3 +87,63 @@ describe("decodePassword", () => {
     }
   })
 })
+
+describe("decodeSaslInitialResponse", () => {
+  const body = (mechanism: string, length: number, data: string) => {
+    const word = Buffer.alloc(4)
+    word.writeInt32BE(length)
+    return Buffer.concat([Buffer.from(`${mechanism}\0`), word, Buffer.from(data)])
+  }
+
+  it("reads the mechanism and what the client says first", () => {
+    assert.deepStrictEqual(Frontend.decodeSaslInitialResponse(body("SCRAM-SHA-256", 11, "n,,n=,r=abc")), {
+      mechanism: "SCRAM-SHA-256",
+      data: "n,,n=,r=abc"
+    })
+    assert.deepStrictEqual(Frontend.decodeSaslInitialResponse(Frontend.saslInitialResponse("X", "ä").subarray(5)), {
+      mechanism: "X",
+      data: "ä"
+    })
+  })
+
+  it("believes no inner length but that of the rest of the message", () => {
+    for (const length of [-2147483648, -12, -1, 0, 1, 10, 12, 65_535, 0x3fffffff, 0x7fffffff]) {
+      assert.isNull(Frontend.decodeSaslInitialResponse(body("SCRAM-SHA-256", length, "n,,n=,r=abc")), `${length}`)
+    }
+    for (const length of [-1, 0, 1])
+      assert.isNull(Frontend.decodeSaslInitialResponse(body("SCRAM-SHA-256", length, "")))
+  })
+
+  it("refuses a message that is cut at any byte, and one without a mechanism, with a NUL or with no UTF-8", () => {
+    const whole = body("SCRAM-SHA-256", 11, "n,,n=,r=abc")
+    for (let length = 0; length < whole.length; length++) {
+      assert.isNull(Frontend.decodeSaslInitialResponse(whole.subarray(0, length)), `${length}`)
+    }
+    assert.isNull(Frontend.decodeSaslInitialResponse(body("", 1, "n")))
+    assert.isNull(Frontend.decodeSaslInitialResponse(body("X", 2, "n\0")))
+    assert.isNull(Frontend.decodeSaslInitialResponse(Buffer.from("X\0\0\0\0\x01\xff", "latin1")))
+    assert.isNull(Frontend.decodeSaslInitialResponse(Buffer.from("\xff\0\0\0\0\x01n", "latin1")))
+  })
+
+  it("answers random bodies with null or with no more than they hold", () => {
+    const random = seeded(3)
+    for (let run = 0; run < 50_000; run++) {
+      const bytes = body("SCRAM-SHA-256", 11, "n,,n=,r=abc")
+      for (let change = 0; change <= random.below(3); change++) bytes[random.below(bytes.length)] = random.below(256)
+      const message = Frontend.decodeSaslInitialResponse(
+        bytes.subarray(0, random.below(4) === 0 ? random.below(30) : undefined)
+      )
+      if (message === null) continue
+      const length = Buffer.byteLength(message.mechanism) + Buffer.byteLength(message.data)
+      if (length > bytes.length - 5) assert.fail(bytes.toString("latin1"))
+    }
+  })
+})
+
+describe("decodeSaslResponse", () => {
+  it("takes all of the body, but no NUL, nothing empty and nothing that is no UTF-8", () => {
+    assert.strictEqual(Frontend.decodeSaslResponse(Buffer.from("c=biws,r=ä")), "c=biws,r=ä")
+    for (const bytes of ["", "a\0", "\0", "\xff"])
+      assert.isNull(Frontend.decodeSaslResponse(Buffer.from(bytes, "latin1")))
+  })
+})

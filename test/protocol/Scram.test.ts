@@ -176,3 +176,237 @@ describe("verifyServerFinal", () => {
     }
   })
 })
+
+describe("channel binding in the client's half", () => {
+  const hash = Buffer.from("0123456789abcdef0123456789abcdef")
+  const cases = [
+    [{ _tag: "Unsupported" }, "n,,", Buffer.from("n,,")],
+    [{ _tag: "NotOffered" }, "y,,", Buffer.from("y,,")],
+    [
+      { _tag: "ServerEndPoint", hash },
+      "p=tls-server-end-point,,",
+      Buffer.concat([Buffer.from("p=tls-server-end-point,,"), hash])
+    ]
+  ] as const
+  for (const [binding, header, data] of cases) {
+    it(`begins with ${header} and repeats that, with what it binds to, under the proof`, () => {
+      assert.strictEqual(Scram.clientFirst("abc", binding), `${header}n=,r=abc`)
+      const final = Scram.clientFinal(clientNonce, decoded(), salted, binding)
+      const withoutProof = `c=${data.toString("base64")},r=${decoded().nonce}`
+      assert.isTrue(final.message.startsWith(`${withoutProof},p=`))
+      const authMessage = `n=,r=${clientNonce},${serverFirst},${withoutProof}`
+      assert.deepStrictEqual(final.serverSignature, hmac(hmac(salted, "Server Key"), authMessage))
+    })
+  }
+})
+
+describe("a verifier", () => {
+  const verifier = Scram.verifierFor(salted, Buffer.from("W22ZaJ0SNY7soEsUEjb6gQ==", "base64"), 4096)
+  const text = Scram.encodeVerifier(verifier)
+
+  it("is written as PostgreSQL writes it, and read back", () => {
+    assert.strictEqual(
+      text,
+      "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+    )
+    assert.deepStrictEqual(Scram.decodeVerifier(text), verifier)
+  })
+
+  it("may have any salt and as many iterations as PostgreSQL lets it have", () => {
+    const salt = Buffer.from("s")
+    const other = Scram.encodeVerifier({ ...verifier, salt, iterations: 2_147_483_647 })
+    assert.deepStrictEqual(Scram.decodeVerifier(other), { ...verifier, salt, iterations: 2_147_483_647 })
+  })
+
+  it("is none where anything is missing, too much, or not canonical base64; nor when it is cut at any byte", () => {
+    const [head = "", tail = ""] = text.split(":W22Z")
+    for (const wrong of [
+      "",
+      "SCRAM-SHA-256$",
+      text.toLowerCase(),
+      ` ${text}`,
+      `${text}\n`,
+      `${text}:`,
+      `${text}$`,
+      text.replace("4096", "0"),
+      text.replace("4096", "04096"),
+      text.replace("4096", "2147483648"),
+      text.replace("W22ZaJ0SNY7soEsUEjb6gQ==", ""),
+      text.replace("gQ==", "gR=="),
+      text.replace("gQ==", "gQ"),
+      text.replace("4qY=", "4qY"),
+      text.replace("SCRAM-SHA-256", "SCRAM-SHA-1"),
+      `${head}:${"A".repeat(2000)}${tail}`
+    ]) {
+      assert.isNull(Scram.decodeVerifier(wrong), wrong)
+    }
+    for (let length = 0; length < text.length; length++) assert.isNull(Scram.decodeVerifier(text.slice(0, length)))
+  })
+})
+
+describe("the server's half", () => {
+  const salt = Buffer.from("0123456789abcdef")
+  const verifier = Scram.verifierFor(salted, salt, 4096)
+  const hash = Buffer.from("the hash of a certificate")
+
+  /** A login from end to end, and what each end makes of the other's last message. */
+  const exchange = (binding: Scram.ChannelBinding, change: (final: string) => string = (final) => final) => {
+    const client = Scram.decodeClientFirst(Scram.clientFirst("client", binding))
+    assert.isNotNull(client)
+    const sentFirst = Scram.serverFirst(client, "server", verifier)
+    const challenge = Scram.decodeServerFirst("client", sentFirst)
+    assert.isNotNull(challenge)
+    const sent = Scram.clientFinal("client", challenge, salted, binding)
+    const final = Scram.decodeClientFinal(sentFirst, change(sent.message))
+    const answer = final === null ? null : Scram.serverFinal(client, sentFirst, final, verifier)
+    return { final, believed: answer !== null && Scram.verifyServerFinal(sent.serverSignature, answer) }
+  }
+
+  it("proves RFC 7677's example right, and signs it as the RFC does", () => {
+    const client = Scram.decodeClientFirst(`n,,n=user,r=${clientNonce}`)
+    assert.isNotNull(client)
+    const published = Scram.verifierFor(salted, decoded().salt, 4096)
+    const sentFirst = Scram.serverFirst(client, "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0", published)
+    assert.strictEqual(sentFirst, serverFirst)
+    const message = `c=biws,r=${decoded().nonce},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=`
+    const final = Scram.decodeClientFinal(sentFirst, message)
+    assert.isNotNull(final)
+    assert.strictEqual(
+      Scram.serverFinal(client, sentFirst, final, published),
+      "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    )
+    assert.isTrue(Scram.isBoundTo(final, { _tag: "Unsupported" }))
+  })
+
+  it("and the client's believe each other, whatever they bind to", () => {
+    for (const binding of [
+      { _tag: "Unsupported" },
+      { _tag: "NotOffered" },
+      { _tag: "ServerEndPoint", hash }
+    ] as const) {
+      const { believed, final } = exchange(binding)
+      assert.isTrue(believed)
+      assert.isTrue(final !== null && Scram.isBoundTo(final, binding))
+    }
+  })
+
+  it("sees another channel, and another header than at first", () => {
+    const { final } = exchange({ _tag: "ServerEndPoint", hash })
+    assert.isNotNull(final)
+    assert.isFalse(Scram.isBoundTo(final, { _tag: "ServerEndPoint", hash: Buffer.from("another certificate") }))
+    assert.isFalse(Scram.isBoundTo(final, { _tag: "ServerEndPoint", hash: hash.subarray(1) }))
+    assert.isFalse(Scram.isBoundTo(final, { _tag: "Unsupported" }))
+    const unbound = exchange({ _tag: "NotOffered" }).final
+    assert.isTrue(unbound !== null && !Scram.isBoundTo(unbound, { _tag: "Unsupported" }))
+  })
+
+  it("believes no proof that differs in one bit, and none for another verifier", () => {
+    for (let bit = 0; bit < 256; bit++) {
+      const { believed, final } = exchange({ _tag: "Unsupported" }, (message) => {
+        const [before = "", proof = ""] = message.split(",p=")
+        const wrong = Buffer.from(proof, "base64")
+        wrong[bit >> 3] = wrong[bit >> 3]! ^ (1 << (bit & 7))
+        return `${before},p=${wrong.toString("base64")}`
+      })
+      assert.isNotNull(final)
+      assert.isFalse(believed, `bit ${bit}`)
+    }
+  })
+
+  it("reads a first message with any name, and passes over optional extensions", () => {
+    for (const message of ["n,,n=,r=abc", "n,,n=*,r=abc", "n,,n=jürgen=2C,r=abc", "n,,n=,r=abc,x=1,y=2"]) {
+      const first = Scram.decodeClientFirst(message)
+      assert.deepStrictEqual(first, { binding: "Unsupported", bare: message.slice(3), nonce: "abc" }, message)
+    }
+    assert.strictEqual(Scram.decodeClientFirst("y,,n=,r=abc")?.binding, "NotOffered")
+    assert.strictEqual(Scram.decodeClientFirst("p=tls-server-end-point,,n=,r=abc")?.binding, "ServerEndPoint")
+  })
+
+  it("refuses any other first message", () => {
+    for (const message of [
+      "",
+      "n",
+      "n,,",
+      "n,,n=",
+      "n,,n=,r=",
+      "n,,r=abc",
+      "n,,r=abc,n=",
+      "n,,m=x,n=,r=abc",
+      "n,,n=,r=abc,m=x",
+      "n,,n=,r=abc,",
+      "n,,n=,r=abc,x",
+      "n,,n=,r=a c",
+      "n,,n=,r=abcä",
+      "n,,n=\0,r=abc",
+      "n,,n=,r=abc\0",
+      "n,,n=,r=abc\n",
+      "n,a=admin,n=,r=abc",
+      "x,,n=,r=abc",
+      "N,,n=,r=abc",
+      "p,,n=,r=abc",
+      "p=,,n=,r=abc",
+      "p=tls-unique,,n=,r=abc",
+      "p=tls-exporter,,n=,r=abc",
+      "p=TLS-SERVER-END-POINT,,n=,r=abc",
+      `n,,n=,r=${"a".repeat(1024)}`,
+      `n,,n=${"a".repeat(65_536)},r=abc`
+    ]) {
+      assert.isNull(Scram.decodeClientFirst(message), JSON.stringify(message.slice(0, 80)))
+    }
+  })
+
+  const sentFirst = `r=abcdef,s=${salt.toString("base64")},i=4096`
+  const proof = Buffer.alloc(32, 1).toString("base64")
+
+  it("reads a last message, extensions passed over", () => {
+    for (const withoutProof of ["c=biws,r=abcdef", "c=biws,r=abcdef,x=1"]) {
+      assert.deepStrictEqual(Scram.decodeClientFinal(sentFirst, `${withoutProof},p=${proof}`), {
+        channelBinding: "biws",
+        withoutProof,
+        proof: Buffer.alloc(32, 1)
+      })
+    }
+  })
+
+  it("refuses any other last message: another nonce, a proof that is too short, too long, or not base64", () => {
+    for (const message of [
+      "",
+      `c=biws,r=abcdef`,
+      `c=biws,r=abcdef,p=`,
+      `c=biws,r=abcde,p=${proof}`,
+      `c=biws,r=abcdefg,p=${proof}`,
+      `c=biws,r=abc,p=${proof}`,
+      `c=biws,r=,p=${proof}`,
+      `r=abcdef,c=biws,p=${proof}`,
+      `r=abcdef,p=${proof}`,
+      `c=,r=abcdef,p=${proof}`,
+      `c=bi ws,r=abcdef,p=${proof}`,
+      `c=biws,r=abcdef,p=${proof},x=1`,
+      `c=biws,r=abcdef,p=${proof}\n`,
+      `c=biws,r=abcdef,p=${proof},p=${proof}`,
+      `c=biws,r=abcdef,p=${proof.replace("=", "")}`,
+      `c=biws,r=abcdef,p=${Buffer.alloc(31).toString("base64")}`,
+      `c=biws,r=abcdef,p=${Buffer.alloc(33).toString("base64")}`,
+      `c=${"A".repeat(1024)},r=abcdef,p=${proof}`
+    ]) {
+      assert.isNull(Scram.decodeClientFinal(sentFirst, message), JSON.stringify(message.slice(0, 80)))
+    }
+  })
+
+  it("answers 50 000 changed messages with null or with what stands in them, and believes none of the proofs", () => {
+    const random = seeded(2)
+    const client = Scram.decodeClientFirst(Scram.clientFirst("client"))!
+    const first = Scram.serverFirst(client, "server", verifier)
+    const right = Scram.clientFinal("client", Scram.decodeServerFirst("client", first)!, salted).message
+    for (let run = 0; run < 50_000; run++) {
+      const bytes = Buffer.from(run % 2 === 0 ? Scram.clientFirst("client") : right)
+      for (let change = 0; change <= random.below(3); change++) bytes[random.below(bytes.length)] = random.below(128)
+      const message = bytes.toString("latin1")
+      if (run % 2 === 0) Scram.decodeClientFirst(message)
+      else if (message !== right) {
+        const final = Scram.decodeClientFinal(first, message)
+        if (final !== null && Scram.serverFinal(client, first, final, verifier) !== null) assert.fail(message)
+      }
+    }
+  })
+})
