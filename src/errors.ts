@@ -187,6 +187,63 @@ export class LoginRefused
   }
 }
 
+/** `LoginSettings.RequireTLS`, and the client did not encrypt. */
+export class TlsRequired extends Data.TaggedError("TlsRequired") implements ClientFault {
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.invalidAuthorization
+  readonly logLevel = "Info"
+  readonly retrySafe = true
+  readonly hint = "Connect with sslmode=require, or better verify-full."
+  readonly clientMessage = "only encrypted connections are accepted"
+  override get message() {
+    return this.clientMessage
+  }
+}
+
+/** The client's SCRAM exchange is bound to another channel than this one: somebody may stand between. */
+export class ChannelBindingFailed
+  extends Data.TaggedError("ChannelBindingFailed")<{
+    readonly detail: string
+  }>
+  implements ClientFault
+{
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.invalidAuthorization
+  readonly logLevel = "Warn"
+  readonly retrySafe = true
+  readonly hint = "Something between the client and Perseus may end TLS, or change what is said."
+  get clientMessage() {
+    return `SCRAM channel binding failed: ${this.detail}`
+  }
+  override get message() {
+    return this.clientMessage
+  }
+}
+
+/** `LoginSettings.FailuresBeforeBlock` was reached. Says nothing about whether the password was right. */
+export class LoginBlocked
+  extends Data.TaggedError("LoginBlocked")<{
+    readonly scope: "from this address" | "to this tenant" | "at once"
+    readonly seconds: number
+  }>
+  implements ClientFault
+{
+  readonly severity = "FATAL"
+  readonly sqlState = SqlState.invalidAuthorization
+  /** The block itself was logged louder, once. */
+  readonly logLevel = "Info"
+  readonly retrySafe = true
+  get hint() {
+    return `Try again in ${this.seconds} s, with the right password.`
+  }
+  get clientMessage() {
+    return `too many failed logins ${this.scope}`
+  }
+  override get message() {
+    return this.clientMessage
+  }
+}
+
 /** The login was not finished within `LimitSettings.ClientLoginTimeoutSecs`. */
 export class LoginTimedOut
   extends Data.TaggedError("LoginTimedOut")<{
@@ -485,6 +542,9 @@ export type SessionFault =
   | TlsRequired
   | ClientCertificateRefused
   | LoginRefused
+  | LoginBlocked
+  | TlsRequired
+  | ChannelBindingFailed
   | LoginTimedOut
   | AuthUnavailable
   | KmsUnavailable

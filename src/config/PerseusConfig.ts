@@ -187,6 +187,30 @@ const LimitSettings = Schema.Struct({
   ServerCheckDelaySecs: orElse(integer("Idle time after which a server connection is tested before use.", 0), 30)
 })
 
+const LoginSettings = Schema.Struct({
+  RequireTLS: orElse(boolean("Clients whose connection is not encrypted are refused."), false),
+  UnknownTenant: orElse(
+    Schema.Literals(["clear", "scram"]).annotate({
+      note: {
+        kind: "string",
+        allowed: '"clear" or "scram"',
+        about: "What a tenant without a row is asked for, so that it looks like others: the password, or SCRAM."
+      }
+    }),
+    "clear"
+  ),
+  FailuresBeforeDelay: orElse(
+    integer("Failed logins of an address or a tenant after which its further ones are delayed; 0: never.", 0),
+    10
+  ),
+  FailuresBeforeBlock: orElse(
+    integer("Failed logins of an address or a tenant after which its further ones are refused; 0: never.", 0),
+    100
+  ),
+  FailureWindowSecs: orElse(integer("How long failed logins are counted together.", 1), 300),
+  BlockSecs: orElse(integer("How long logins are refused then.", 1), 60)
+})
+
 const ServerSettings = Schema.Struct({
   AllowTrust: orElse(boolean("A server may let us in without asking for the password that the row has."), false),
   AllowClearText: orElse(
@@ -256,6 +280,7 @@ export const PerseusConfig = Schema.Struct({
   PoolSettings,
   OverrideSettings,
   LimitSettings,
+  LoginSettings,
   ServerSettings,
   TLSSettings,
   LogSettings
@@ -267,6 +292,7 @@ export type AWSSettings = PerseusConfig["AWSSettings"]
 export type PoolSettings = PerseusConfig["PoolSettings"]
 export type OverrideSettings = PerseusConfig["OverrideSettings"]
 export type LimitSettings = PerseusConfig["LimitSettings"]
+export type LoginSettings = PerseusConfig["LoginSettings"]
 export type ServerSettings = PerseusConfig["ServerSettings"]
 export type TLSSettings = PerseusConfig["TLSSettings"]
 export type LogSettings = PerseusConfig["LogSettings"]

@@ -1,12 +1,13 @@
 /**
  * Opens a connection to PostgreSQL and logs in: dial (with TLS), startup packet, proof of the password, until ReadyForQuery.
  *
- * One attempt, no retries and no timeout of its own (the pool's). Interruption at any moment closes the socket. The server is
- * not trusted with the password before it has shown what it may have: see `Policy`.
+ * Trust, clear text, MD5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS. One attempt, no retries and no timeout of its own (the
+ * pool's). Interruption at any moment closes the socket. The server is not trusted with the password before it has shown what
+ * it may have: see `Policy`.
  */
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
-import { createHash, pbkdf2, randomBytes } from "node:crypto"
+import { createHash, randomBytes } from "node:crypto"
 import type { TlsToServers } from "../config/LiveTls.ts"
 import { ByteReader } from "../net/ByteReader.ts"
 import type { Network } from "../net/Network.ts"
@@ -29,6 +30,8 @@ import type { LoggedIn } from "./ServerConnection.ts"
 
 /** Messages during a login are short; PostgreSQL's own clients take up to 30 000 bytes. */
 const LOGIN_FRAME_LIMIT = 64 * 1024
+/** As PostgreSQL's SCRAM_RAW_NONCE_LEN. */
+const NONCE_LENGTH = 18
 
 /** What a server may ask for. */
 export interface Policy {
@@ -115,9 +118,9 @@ const authenticate = Effect.fnUntraced(function* (
         "the server asked for no password although one is configured (ServerSettings.AllowTrust is false)"
       )
     case "CleartextPassword":
-      if (!transport.local && transport.tls?.peerVerified !== true && !policy.allowClearText) {
+      if (!isConfidential(transport) && !policy.allowClearText) {
         return yield* refused(
-          "the server asked for the password in clear text over a connection that no verified TLS protects " +
+          "the server asked for the password in clear text over an open connection, or did not prove whose it is " +
             "(ServerSettings.AllowClearText is false)"
         )
       }
@@ -127,12 +130,7 @@ const authenticate = Effect.fnUntraced(function* (
       transport.write(passwordMessage(md5Response(credential.user, password, request.salt)))
       break
     case "Sasl":
-      if (!request.mechanisms.includes("SCRAM-SHA-256")) {
-        return yield* refused(
-          `the server offers no SASL mechanism that is known here: ${request.mechanisms.join(", ")}`
-        )
-      }
-      yield* scram(reader, transport, password)
+      yield* scram(reader, transport, credential, request.mechanisms)
       break
     default:
       return yield* refused("the server asks for a kind of authentication that is not supported")
@@ -140,6 +138,9 @@ const authenticate = Effect.fnUntraced(function* (
   const answer = yield* nextAuthentication(reader)
   if (answer._tag !== "Ok") return yield* refused("the server did not end the authentication as it should")
 })
+
+/** Nobody else reads along, and whoever reads is who we mean. */
+const isConfidential = (transport: Transport): boolean => transport.local || transport.tls?.peerVerified === true
 
 /** Chapter "Authentication": "md5" and the hash of (hash of password and user) and salt. */
 const md5Response = (user: string, password: string, salt: Buffer): string => {
@@ -151,31 +152,38 @@ const md5Response = (user: string, password: string, salt: Buffer): string => {
   return `md5${md5(md5(password, user), salt)}`
 }
 
+/**
+ * With channel binding where server and transport have it. Where only the transport has, the server is told so: had somebody
+ * between us struck it from the offer, the server would refuse.
+ */
 const scram = Effect.fnUntraced(function* (
   reader: ByteReader,
   transport: Transport,
-  password: string
+  credential: Credential,
+  mechanisms: ReadonlyArray<string>
 ): Effect.fn.Return<void, ConnectFailure> {
-  const nonce = randomBytes(18).toString("base64")
-  transport.write(saslInitialResponse("SCRAM-SHA-256", Scram.clientFirst(nonce)))
+  const hash = transport.tls?.serverEndPoint ?? null
+  const isBound = hash !== null && mechanisms.includes(Scram.Mechanism.plus)
+  const mechanism = isBound ? Scram.Mechanism.plus : Scram.Mechanism.plain
+  if (!mechanisms.includes(mechanism)) {
+    return yield* refused(`the server offers no SASL mechanism that can be used here: ${mechanisms.join(", ")}`)
+  }
+  const binding: Scram.ChannelBinding = isBound
+    ? { _tag: "ServerEndPoint", hash }
+    : { _tag: hash === null ? "Unsupported" : "NotOffered" }
+  const nonce = randomBytes(NONCE_LENGTH).toString("base64")
+  transport.write(saslInitialResponse(mechanism, Scram.clientFirst(nonce, binding)))
   const challenge = yield* nextAuthentication(reader)
   const first = challenge._tag === "SaslContinue" ? Scram.decodeServerFirst(nonce, challenge.data) : null
   if (first === null) return yield* refused("the server's SCRAM challenge is malformed or asks for too much work")
-  const final = Scram.clientFinal(nonce, first, yield* saltedPassword(password, first))
+  const salted = yield* credential.saltedPassword(first.salt, first.iterations)
+  const final = Scram.clientFinal(nonce, first, salted, binding)
   transport.write(saslResponse(final.message))
   const outcome = yield* nextAuthentication(reader)
   if (outcome._tag !== "SaslFinal" || !Scram.verifyServerFinal(final.serverSignature, outcome.data)) {
     return yield* refused("the server did not prove that it knows the password (SCRAM signature)")
   }
 })
-
-/** On the thread pool: 4096 iterations are 1.8 ms that the event loop has not. */
-const saltedPassword = (password: string, first: Scram.ServerFirst): Effect.Effect<Buffer, ConnectFailure> =>
-  Effect.callback((resume) => {
-    pbkdf2(password.normalize("NFKC"), first.salt, first.iterations, 32, "sha256", (error, key) =>
-      resume(error === null ? Effect.succeed(key) : Effect.fail(refused("the SCRAM key could not be derived")))
-    )
-  })
 
 const untilReady = Effect.fnUntraced(function* (
   reader: ByteReader,

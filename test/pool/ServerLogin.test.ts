@@ -80,6 +80,9 @@ const scramServer = (options: {
   readonly password?: string
   readonly first?: (clientNonce: string) => string
   readonly final?: (signature: string) => Uint8Array
+  readonly mechanisms?: ReadonlyArray<string>
+  /** Is told each message of the client's without its header. */
+  readonly hears?: (message: string) => void
 }): Script => {
   const salt = Buffer.from("0123456789abcdef")
   const salted = pbkdf2Sync(options.password ?? PASSWORD, salt, 4096, 32, "sha256")
@@ -87,9 +90,10 @@ const scramServer = (options: {
   let clientFirst = ""
   let serverFirst = ""
   return (message, turn) => {
-    if (turn === 0) return sasl("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256")
+    if (turn === 0) return sasl(...(options.mechanisms ?? ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]))
+    options.hears?.(message.toString("utf8", 5))
     if (turn === 1) {
-      clientFirst = message.toString("utf8").split("n,,")[1]!
+      clientFirst = message.toString("utf8").split(/(?:n|y|p=[a-z-]+),,/)[1]!
       const nonce = clientFirst.slice("n=,r=".length)
       serverFirst = options.first?.(nonce) ?? `r=${nonce}server,s=${salt.toString("base64")},i=4096`
       return authentication(11, Buffer.from(serverFirst))
@@ -172,6 +176,68 @@ describe("a login that succeeds", () => {
   )
 })
 
+describe("SCRAM", () => {
+  const hash = Buffer.from("0123456789abcdef0123456789abcdef")
+  const tls = { peerVerified: true, peerCommonName: null, serverEndPoint: hash }
+  const both = ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]
+  const bound = Buffer.concat([Buffer.from("p=tls-server-end-point,,"), hash])
+
+  const cases = [
+    ["binds to the certificate where the server offers that", tls, both, "SCRAM-SHA-256-PLUS", bound],
+    ["binds where the server takes nothing else", tls, ["SCRAM-SHA-256-PLUS"], "SCRAM-SHA-256-PLUS", bound],
+    ["says that it could bind where the server does not offer it", tls, ["SCRAM-SHA-256"], "SCRAM-SHA-256", "y,,"],
+    ["does not bind in clear", null, both, "SCRAM-SHA-256", "n,,"],
+    [
+      "does not bind to a certificate that has no hash defined, and does not pretend that it could",
+      { ...tls, serverEndPoint: null },
+      both,
+      "SCRAM-SHA-256",
+      "n,,"
+    ]
+  ] as const
+  for (const [what, state, mechanisms, mechanism, bindsTo] of cases) {
+    it.live(what, () =>
+      Effect.gen(function* () {
+        const heard: Array<string> = []
+        const attempt = scripted(scramServer({ mechanisms, hears: (message) => heard.push(message) }))
+        attempt.transport.tls = state
+        yield* logIn(attempt)
+        const [initial = "", final = ""] = heard
+        assert.strictEqual(initial.split("\0")[0], mechanism)
+        const data = Buffer.from(/^c=([^,]+),/.exec(final)?.[1] ?? "", "base64")
+        assert.deepStrictEqual(data, Buffer.from(bindsTo))
+        assert.include(initial, `${data.toString("latin1").split(",")[0]},,n=,r=`)
+      })
+    )
+  }
+
+  it.effect("is refused where the server offers to bind and nothing else, and there is nothing to bind to", () =>
+    Effect.gen(function* () {
+      const attempt = scripted(scramServer({ mechanisms: ["SCRAM-SHA-256-PLUS"] }))
+      const refused = yield* failure(attempt)
+      assert.deepStrictEqual([refused.kind, refused.detail.includes("SASL mechanism")], ["refused", true])
+    })
+  )
+
+  it.live("derives the key of the prepared password, once for all connections of a credential", () =>
+    Effect.gen(function* () {
+      const credential = new Credential("app", Redacted.make("p\u00adencil"))
+      const attempts = Array.from({ length: 5 }, () => scripted(scramServer({})))
+      yield* Effect.forEach(attempts, ({ network }) => openAndLogIn(network, target, credential, strict), {
+        concurrency: "unbounded"
+      })
+      const salt = Buffer.from("salt")
+      const keys = yield* Effect.all([1, 1, 2].map((iterations) => credential.saltedPassword(salt, iterations)))
+      assert.strictEqual(keys[0], keys[1])
+      assert.deepStrictEqual(keys[2], pbkdf2Sync(PASSWORD, salt, 2, 32, "sha256"))
+      assert.deepStrictEqual(
+        yield* credential.saltedPassword(Buffer.from("other"), 2),
+        pbkdf2Sync(PASSWORD, "other", 2, 32, "sha256")
+      )
+    })
+  )
+})
+
 describe("a policy", () => {
   it.effect("refuses a server that asks for no password, unless it is allowed", () =>
     Effect.gen(function* () {
@@ -179,6 +245,18 @@ describe("a policy", () => {
       assert.strictEqual(refused.kind, "refused")
       assert.include(refused.detail, "AllowTrust")
       yield* logIn(scripted(lines(welcome)), { ...strict, allowTrust: true })
+    })
+  )
+
+  it.effect("gives the password in clear text over TLS to a server that has proved whose it is, and to no other", () =>
+    Effect.gen(function* () {
+      for (const peerVerified of [true, false]) {
+        const attempt = scripted(lines(clearText, welcome), false)
+        attempt.transport.tls = { peerVerified, peerCommonName: null, serverEndPoint: null }
+        if (peerVerified) yield* logIn(attempt)
+        else assert.include((yield* failure(attempt)).detail, "AllowClearText")
+        assert.lengthOf(attempt.said, peerVerified ? 2 : 1)
+      }
     })
   )
 

@@ -11,6 +11,7 @@ const OVERWRITTEN = 0xaa
 export class RecordedTransport implements Transport {
   readonly remote = "test:1"
   readonly local: boolean
+  /** As the test says that TLS is. */
   tls: TlsState | null = null
   handler: TransportHandler = ignoreAll
   closed = false
