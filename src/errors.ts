@@ -113,7 +113,7 @@ export class FeatureNotSupported
   }
 }
 
-/** The client named itself in clear where `TLSSettings.ClientMode` wants TLS. */
+/** `TLSSettings.ClientMode` or `LoginSettings.RequireTLS` asks for TLS, and the client speaks without. */
 export class TlsRequired extends Data.TaggedError("TlsRequired") implements ClientFault {
   readonly severity = "FATAL"
   readonly sqlState = SqlState.invalidAuthorization
@@ -184,19 +184,6 @@ export class LoginRefused
   readonly clientMessage = "password authentication failed"
   override get message() {
     return this.detail === undefined ? `login refused: ${this.why}` : `login refused: ${this.why} (${this.detail})`
-  }
-}
-
-/** `LoginSettings.RequireTLS`, and the client did not encrypt. */
-export class TlsRequired extends Data.TaggedError("TlsRequired") implements ClientFault {
-  readonly severity = "FATAL"
-  readonly sqlState = SqlState.invalidAuthorization
-  readonly logLevel = "Info"
-  readonly retrySafe = true
-  readonly hint = "Connect with sslmode=require, or better verify-full."
-  readonly clientMessage = "only encrypted connections are accepted"
-  override get message() {
-    return this.clientMessage
   }
 }
 
@@ -543,7 +530,6 @@ export type SessionFault =
   | ClientCertificateRefused
   | LoginRefused
   | LoginBlocked
-  | TlsRequired
   | ChannelBindingFailed
   | LoginTimedOut
   | AuthUnavailable

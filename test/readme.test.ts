@@ -71,6 +71,7 @@ const metrics = (): ReadonlyArray<ReadonlyArray<string>> => {
       clients: { login: 0, idle: 0, waiting: 0, active: 0 },
       maxClients: 0,
       logins: new Map([["ok", 1]]),
+      throttledLogins: { delayed: { address: 0, tenant: 0 }, blocked: { address: 0, tenant: 0 } },
       errorsBySqlState: new Map([["28P01", 1]]),
       transactions: 0,
       cancels: { forwarded: 0, withoutEffect: 0 },

@@ -18,6 +18,7 @@ import { readFileSync, statSync } from "node:fs"
 import { monitorEventLoopDelay, performance } from "node:perf_hooks"
 import { cpuUsage, memoryUsage } from "node:process"
 import type { BuildInfo } from "../BuildInfo.ts"
+import type { ThrottleCounts } from "../tenant/LoginThrottle.ts"
 import { type PoolSnapshot, WAIT_BUCKETS } from "../pool/PoolStatistics.ts"
 
 /** The `Content-Type` of what `format` returns. */
@@ -38,6 +39,8 @@ export interface ServiceSnapshot {
   readonly maxClients: number
   /** By outcome: "ok", "unknown tenant", "wrong password", … */
   readonly logins: ReadonlyMap<string, number>
+  /** Logins that were delayed or refused because others of their address or tenant had failed. */
+  readonly throttledLogins: ThrottleCounts
   /** Faults that this service answered clients with. */
   readonly errorsBySqlState: ReadonlyMap<string, number>
   readonly transactions: number
@@ -240,6 +243,17 @@ const serviceLines = (service: ServiceSnapshot): ReadonlyArray<string> => [
   ),
   ...family("gauge", "perseus_max_clients", "Limit of client connections, 0: none.", single(service.maxClients)),
   ...family("counter", "perseus_logins_total", "Logins by how they ended.", by("outcome", service.logins)),
+  ...family(
+    "counter",
+    "perseus_logins_throttled_total",
+    "Logins that were delayed or blocked because others had failed.",
+    (["delayed", "blocked"] as const).flatMap((action) =>
+      (["address", "tenant"] as const).map((by) => ({
+        labels: labelText({ action, by }),
+        value: service.throttledLogins[action][by]
+      }))
+    )
+  ),
   ...family(
     "counter",
     "perseus_errors_total",

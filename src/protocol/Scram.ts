@@ -9,8 +9,8 @@
  */
 import { createHash, createHmac, timingSafeEqual } from "node:crypto"
 
-export const SCRAM_SHA_256 = "SCRAM-SHA-256"
-export const SCRAM_SHA_256_PLUS = "SCRAM-SHA-256-PLUS"
+/** The mechanisms by their SASL names. */
+export const Mechanism = { plain: "SCRAM-SHA-256", plus: "SCRAM-SHA-256-PLUS" } as const
 
 /**
  * PostgreSQL's own default is 4096. A server that asks for 2^31 would hold a core for an hour; this many take about 0.1 s.
@@ -130,7 +130,7 @@ export interface Verifier {
 }
 
 /** How the text of a verifier begins, in `pg_authid.rolpassword` as in `source_pass_hashed`. */
-export const VERIFIER_PREFIX = `${SCRAM_SHA_256}$`
+export const VERIFIER_PREFIX = `${Mechanism.plain}$`
 
 /** PostgreSQL's `scram_iterations` is an int. */
 const MAX_VERIFIER_ITERATIONS = 2_147_483_647

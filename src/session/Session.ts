@@ -7,7 +7,6 @@
  */
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import type { LiveConfig } from "../config/LiveConfig.ts"
 import type { LiveTls } from "../config/LiveTls.ts"
@@ -15,6 +14,7 @@ import {
   LoginTimedOut,
   ProtocolViolation,
   ShuttingDown,
+  TlsRequired,
   TooManyClients,
   type SessionFault,
   type TlsHandshakeFailed
@@ -23,22 +23,18 @@ import { ByteReader, type ReadFailure } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
 import type { Place, Pools } from "../pool/Pools.ts"
 import {
-  authenticationCleartextPassword,
   authenticationOk,
   backendKeyData,
   errorResponse,
   negotiateProtocolVersion,
   readyForQueryIdle
 } from "../protocol/Backend.ts"
-import { Frontend } from "../protocol/Frame.ts"
-import { decodePassword } from "../protocol/Frontend.ts"
 import type { Authenticator, Identity } from "../tenant/Authenticator.ts"
 import { LiveSession, type LiveSessions } from "./LiveSessions.ts"
+import { promptFor } from "./LoginPrompt.ts"
 import { negotiate, type LoginRequest } from "./Negotiation.ts"
 import { Relay } from "./Relay.ts"
 
-/** PostgreSQL's own limit for a password packet (PG_MAX_AUTH_TOKEN_LENGTH). */
-const MAX_PASSWORD_LENGTH = 65_535
 const PROTOCOL_3_0 = 0x00030000
 const LAST_WORDS_TIMEOUT = "2 seconds"
 
@@ -127,7 +123,9 @@ const logIn = Effect.fnUntraced(function* (
     return null
   }
   if (house.live.draining) return yield* new ShuttingDown()
-  const { MaxClients } = house.config.current().LimitSettings
+  const { LimitSettings, LoginSettings } = house.config.current()
+  if (LoginSettings.RequireTLS && transport.tls === null) return yield* new TlsRequired()
+  const { MaxClients } = LimitSettings
   if (MaxClients > 0 && house.live.count > MaxClients) {
     return yield* new TooManyClients({ scope: "this pooler", limit: MaxClients })
   }
@@ -135,7 +133,9 @@ const logIn = Effect.fnUntraced(function* (
     transport.write(negotiateProtocolVersion(PROTOCOL_3_0, request.unknownProtocolOptions))
   }
   const { rowChanges } = house.live
-  const identity = yield* house.authenticator.login(request.key, request.user, askPassword(reader, transport))
+  const { key, user } = request
+  const claim = { key, user, remote: transport.remote }
+  const identity = yield* house.authenticator.login(claim, promptFor(reader, transport))
   const full = tenantIsFull(house, identity)
   if (full !== null) return yield* full
   const scope = yield* Effect.scope
@@ -151,26 +151,6 @@ const tenantIsFull = (house: House, { placement }: Identity): TooManyClients | n
     ? new TooManyClients({ scope: "this tenant", limit })
     : null
 }
-
-const askPassword = (
-  reader: ByteReader,
-  transport: Transport
-): Effect.Effect<Redacted.Redacted<string>, ProtocolViolation | ReadFailure> =>
-  Effect.suspend(() => {
-    transport.write(authenticationCleartextPassword)
-    return Effect.flatMap(
-      reader.frame(MAX_PASSWORD_LENGTH),
-      (frame): Effect.Effect<Redacted.Redacted<string>, ProtocolViolation> => {
-        if (frame.type !== Frontend.password) {
-          return Effect.fail(new ProtocolViolation({ detail: "expected a password message" }))
-        }
-        const password = decodePassword(frame.body)
-        return password === null
-          ? Effect.fail(new ProtocolViolation({ detail: "the password message is malformed" }))
-          : Effect.succeed(Redacted.make(password, { label: "password" }))
-      }
-    )
-  })
 
 /** Greets, then sleeps until the session is over. */
 const relay = (

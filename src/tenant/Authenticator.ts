@@ -1,112 +1,171 @@
 /**
- * From a tenant's name and a password to where that tenant is served: row, user, proof, the destination's password.
+ * From a tenant's name and a proof of its password to where that tenant is served: row, user, proof, the destination's
+ * password.
  *
  * What a client may learn from a refusal is one thing, whichever of tenant, user and password was wrong: the same words, and
- * after about the same time (by waiting, not by burning CPU). The log says which. Keeps nothing; the services that it asks do.
+ * after about the same time (by waiting, not by burning CPU). The log says which. How a client is asked shows what its row
+ * holds: clear text for a scrypt hash, SCRAM for a verifier, and `LoginSettings.UnknownTenant` where there is neither.
+ *
+ * Keeps nothing; what it asks does: the rows, the passwords that were right, who has failed how often.
  */
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
-import { LoginRefused, type AuthUnavailable, type KmsUnavailable } from "../errors.ts"
+import { LiveConfig } from "../config/LiveConfig.ts"
+import {
+  LoginRefused,
+  type AuthUnavailable,
+  type ChannelBindingFailed,
+  type KmsUnavailable,
+  type LoginBlocked,
+  type ProtocolViolation
+} from "../errors.ts"
 import { parseDestHost } from "../net/Address.ts"
 import { Credential } from "../pool/Credential.ts"
 import type { Placement } from "../pool/Pools.ts"
 import type { Mode } from "../pool/PoolTenant.ts"
+import * as Scram from "../protocol/Scram.ts"
 import { AuthRepo, type AuthRow, type TenantKey } from "./AuthRepo.ts"
 import { KmsDecrypt } from "./KmsDecrypt.ts"
+import { LoginThrottle, type LoginAttempt, type ThrottleCounts } from "./LoginThrottle.ts"
 import { PasswordHash } from "./PasswordHash.ts"
-
-/** From the password's arrival to a refusal, at least: longer than a derivation takes on a machine that is not overloaded. */
-export const REFUSAL_DELAY_MS = 250
+import { mockVerifier, proveByScram, type SaslPrompt } from "./ScramLogin.ts"
 
 export interface Identity {
   readonly row: AuthRow
   readonly placement: Placement
 }
 
+/** Who wants to log in, and from where ("host:port"). */
+export interface LoginClaim {
+  readonly key: TenantKey
+  readonly user: string
+  readonly remote: string
+}
+
+/** How the client is asked for a proof of its password. */
+export interface Prompt<E> extends SaslPrompt<E> {
+  readonly password: Effect.Effect<Redacted.Redacted<string>, E>
+}
+
+/** What a row and a user come to before anything is proved. */
+interface Expectation {
+  /** Why this login fails, whatever the client proves: it must not see that it is so. */
+  readonly refusal: LoginRefused | null
+  readonly secret:
+    | { readonly _tag: "Hash"; readonly stored: string }
+    | { readonly _tag: "Verifier"; readonly verifier: Scram.Verifier }
+}
+
 export class Authenticator extends Context.Service<
   Authenticator,
   {
-    /** `askPassword` is run once, whatever is already known: who asks for an unknown tenant must not see a difference. */
+    /** The client is asked, whatever is already known: who asks for an unknown tenant must not see a difference. */
     readonly login: <E>(
-      key: TenantKey,
-      user: string,
-      askPassword: Effect.Effect<Redacted.Redacted<string>, E>
-    ) => Effect.Effect<Identity, LoginRefused | AuthUnavailable | KmsUnavailable | E>
+      claim: LoginClaim,
+      prompt: Prompt<E>
+    ) => Effect.Effect<
+      Identity,
+      LoginRefused | LoginBlocked | AuthUnavailable | KmsUnavailable | ProtocolViolation | ChannelBindingFailed | E
+    >
     /** Where a row's tenant is served. */
     readonly locate: (row: AuthRow) => Effect.Effect<Placement, LoginRefused | KmsUnavailable>
+    /** Logins that were delayed or refused for those that failed before them. */
+    readonly throttled: ThrottleCounts
   }
 >()("perseus/tenant/Authenticator") {
-  static readonly layer: Layer.Layer<Authenticator, never, AuthRepo | KmsDecrypt | PasswordHash> = Layer.effect(
-    Authenticator,
-    Effect.gen(function* () {
-      const repo = yield* AuthRepo
-      const kms = yield* KmsDecrypt
-      const passwords = yield* PasswordHash
+  static readonly layer: Layer.Layer<Authenticator, never, LiveConfig | AuthRepo | KmsDecrypt | PasswordHash> =
+    Layer.effect(
+      Authenticator,
+      Effect.gen(function* () {
+        const config = yield* LiveConfig
+        const repo = yield* AuthRepo
+        const kms = yield* KmsDecrypt
+        const passwords = yield* PasswordHash
+        const throttle = new LoginThrottle(() => config.current().LoginSettings)
 
-      const prove = Effect.fnUntraced(function* (
-        row: Option.Option<AuthRow>,
-        key: TenantKey,
-        user: string,
-        password: Redacted.Redacted<string>
-      ) {
-        if (Option.isNone(row)) return yield* new LoginRefused({ why: "unknown tenant" })
-        const { sourceUser, sourcePassHashed } = row.value
-        if (sourceUser === null) return yield* nullColumn(row.value, "source_user")
-        if (sourcePassHashed === null) return yield* nullColumn(row.value, "source_pass_hashed")
-        if (sourceUser !== user) return yield* new LoginRefused({ why: "wrong user" })
-        const stored = Redacted.value(sourcePassHashed)
-        const right = yield* passwords.verify({ tenant: tenantName(key), stored, password })
-        if (!right) return yield* new LoginRefused({ why: "wrong password" })
-        return row.value
-      })
+        const proveInClear = Effect.fnUntraced(function* <E>(
+          prompt: Prompt<E>,
+          attempt: LoginAttempt,
+          {
+            refusal,
+            ...claim
+          }: { readonly tenant: string; readonly stored: string; readonly refusal: LoginRefused | null }
+        ) {
+          const password = yield* prompt.password
+          if (refusal !== null) return yield* throttle.refuse(attempt, refusal)
+          // A password that was right before costs nothing to judge, and must not suffer from others' guesses.
+          const remembered = passwords.recall({ ...claim, password })
+          if (remembered === true) return throttle.welcome(attempt)
+          if (remembered === false) return yield* throttle.refuse(attempt, wrongPassword())
+          const right = passwords.verify({ ...claim, password })
+          yield* throttle.judge(
+            attempt,
+            Effect.flatMap(right, (isRight) => (isRight ? Effect.void : Effect.fail(wrongPassword())))
+          )
+        })
 
-      const locate = Effect.fnUntraced(function* (row: AuthRow) {
-        const { destHost, destDb, destUser, destPassEnc } = row
-        if (destHost === null) return yield* nullColumn(row, "dest_host")
-        if (destDb === null) return yield* nullColumn(row, "dest_db")
-        if (destUser === null) return yield* nullColumn(row, "dest_user")
-        if (destPassEnc === null) return yield* nullColumn(row, "dest_pass_enc")
-        const address = parseDestHost(destHost)
-        if (Result.isFailure(address)) {
-          return yield* new LoginRefused({ why: "dest_host is malformed", detail: address.failure })
-        }
-        // A NUL would begin a field of the row's choosing in the startup packet.
-        if (destDb.includes("\0") || destUser.includes("\0")) return yield* nullColumn(row, "dest_db or dest_user")
-        if (row.poolMode !== null && !isMode(row.poolMode)) {
-          return yield* new LoginRefused({
-            why: "pool_mode is malformed",
-            detail: `perseus_auth.id ${row.id}: pool_mode is transaction, session, statement or NULL`
-          })
-        }
-        const password = yield* kms.decrypt(destPassEnc)
-        return {
-          tenantKey: tenantName(row),
-          destination: { label: destHost, database: destDb, ...address.success },
-          credential: new Credential(destUser, password),
-          secret: destPassEnc,
-          schema: row.sourceSchema,
-          mode: row.poolMode
-        }
-      })
+        const proveBySasl = Effect.fnUntraced(function* <E>(
+          prompt: Prompt<E>,
+          attempt: LoginAttempt,
+          { verifier, refusal }: { readonly verifier: Scram.Verifier; readonly refusal: LoginRefused | null }
+        ) {
+          const answer = yield* proveByScram(prompt, verifier)
+          if (refusal !== null || answer === null) return yield* throttle.refuse(attempt, refusal ?? wrongPassword())
+          yield* throttle.judge(attempt, Effect.void)
+          yield* prompt.finish(answer)
+        })
 
-      return Authenticator.of({
-        login: (key, user, askPassword) =>
-          Effect.gen(function* () {
-            const row = yield* repo.find(key)
-            const password = yield* askPassword
-            const since = yield* Clock.currentTimeMillis
-            const proven = yield* prove(row, key, user, password).pipe(Effect.tapError(() => delaySince(since)))
-            return { row: proven, placement: yield* locate(proven) }
-          }),
-        locate
+        const locate = Effect.fnUntraced(function* (row: AuthRow) {
+          const { destHost, destDb, destUser, destPassEnc } = row
+          if (destHost === null) return yield* nullColumn(row, "dest_host")
+          if (destDb === null) return yield* nullColumn(row, "dest_db")
+          if (destUser === null) return yield* nullColumn(row, "dest_user")
+          if (destPassEnc === null) return yield* nullColumn(row, "dest_pass_enc")
+          const address = parseDestHost(destHost)
+          if (Result.isFailure(address)) {
+            return yield* new LoginRefused({ why: "dest_host is malformed", detail: address.failure })
+          }
+          // A NUL would begin a field of the row's choosing in the startup packet.
+          if (destDb.includes("\0") || destUser.includes("\0")) return yield* nullColumn(row, "dest_db or dest_user")
+          if (row.poolMode !== null && !isMode(row.poolMode)) {
+            return yield* new LoginRefused({
+              why: "pool_mode is malformed",
+              detail: `perseus_auth.id ${row.id}: pool_mode is transaction, session, statement or NULL`
+            })
+          }
+          const password = yield* kms.decrypt(destPassEnc)
+          return {
+            tenantKey: tenantName(row),
+            destination: { label: destHost, database: destDb, ...address.success },
+            credential: new Credential(destUser, password),
+            secret: destPassEnc,
+            schema: row.sourceSchema,
+            mode: row.poolMode
+          }
+        })
+
+        return Authenticator.of({
+          login: (claim, prompt) =>
+            Effect.gen(function* () {
+              const tenant = tenantName(claim.key)
+              const attempt = throttle.attempt(claim.remote, tenant)
+              yield* throttle.admit(attempt)
+              const row = yield* repo.find(claim.key)
+              const { secret, refusal } = expectationOf(row, claim, config.current().LoginSettings.UnknownTenant)
+              if (secret._tag === "Hash") yield* proveInClear(prompt, attempt, { ...secret, tenant, refusal })
+              else yield* proveBySasl(prompt, attempt, { ...secret, refusal })
+              const proven = Option.getOrThrow(row)
+              return { row: proven, placement: yield* locate(proven) }
+            }),
+          locate,
+          throttled: throttle.counts
+        })
       })
-    })
-  )
+    )
 }
 
 const isMode = (text: string): text is Mode => text === "transaction" || text === "session" || text === "statement"
@@ -114,8 +173,42 @@ const isMode = (text: string): text is Mode => text === "transaction" || text ==
 /** One name for each key: no two keys share it. */
 export const tenantName = ({ sourceDb, sourceSchema }: TenantKey): string => JSON.stringify([sourceDb, sourceSchema])
 
+const expectationOf = (
+  row: Option.Option<AuthRow>,
+  { key, user }: LoginClaim,
+  unknownTenant: "clear" | "scram"
+): Expectation => {
+  const unknown = (refusal: LoginRefused): Expectation => ({
+    refusal,
+    secret:
+      unknownTenant === "scram" ? { _tag: "Verifier", verifier: mockVerifier(key, user) } : { _tag: "Hash", stored: "" }
+  })
+  if (Option.isNone(row)) return unknown(new LoginRefused({ why: "unknown tenant" }))
+  const { sourcePassHashed } = row.value
+  if (sourcePassHashed === null) return unknown(nullColumn(row.value, "source_pass_hashed"))
+  const stored = Redacted.value(sourcePassHashed)
+  const refusal = userRefusal(row.value, user)
+  if (!stored.startsWith(Scram.VERIFIER_PREFIX)) return { refusal, secret: { _tag: "Hash", stored } }
+  const verifier = Scram.decodeVerifier(stored)
+  if (verifier === null) {
+    const malformed = new LoginRefused({
+      why: "hash is malformed",
+      detail: "it begins as a SCRAM verifier and is none"
+    })
+    return { refusal: malformed, secret: { _tag: "Verifier", verifier: mockVerifier(key, user) } }
+  }
+  return {
+    refusal,
+    secret: { _tag: "Verifier", verifier: refusal === null ? verifier : mockVerifier(key, user, verifier) }
+  }
+}
+
+const userRefusal = (row: AuthRow, user: string): LoginRefused | null => {
+  if (row.sourceUser === null) return nullColumn(row, "source_user")
+  return row.sourceUser === user ? null : new LoginRefused({ why: "wrong user" })
+}
+
+const wrongPassword = () => new LoginRefused({ why: "wrong password" })
+
 const nullColumn = (row: AuthRow, column: string): LoginRefused =>
   new LoginRefused({ why: "row has a NULL column", detail: `perseus_auth.id ${row.id}: ${column}` })
-
-const delaySince = (since: number): Effect.Effect<void> =>
-  Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sleep(Math.max(0, since + REFUSAL_DELAY_MS - now)))

@@ -62,17 +62,24 @@ export interface Options {
   readonly derive?: Derive | undefined
 }
 
+export interface PasswordClaim {
+  /** Whose turn it is, and whose password is remembered: one name a row. */
+  readonly tenant: string
+  /** `source_pass_hashed`. */
+  readonly stored: string
+  readonly password: Redacted.Redacted<string>
+}
+
 export class PasswordHash extends Context.Service<
   PasswordHash,
   {
     /** Whether the password is the hash's. Fails with `hash is malformed`, before anything is derived. */
-    readonly verify: (input: {
-      /** Whose turn it is, and whose password is remembered: one name a row. */
-      readonly tenant: string
-      /** `source_pass_hashed`. */
-      readonly stored: string
-      readonly password: Redacted.Redacted<string>
-    }) => Effect.Effect<boolean, LoginRefused>
+    readonly verify: (claim: PasswordClaim) => Effect.Effect<boolean, LoginRefused>
+    /**
+     * What memory alone says, at once and without a derivation: right, wrong (another password is this hash's), or null where
+     * nothing is remembered for the hash.
+     */
+    readonly recall: (claim: PasswordClaim) => boolean | null
     /** A new hash, with the parameters that the Go genhash writes. */
     readonly hash: (password: Redacted.Redacted<string>) => Effect.Effect<string>
   }
@@ -87,20 +94,24 @@ const make = Effect.fnUntraced(function* (options: Options) {
   const derivations = yield* fairDerivations(options.concurrency ?? (availableParallelism() > 2 ? 2 : 1))
   const processKey = randomBytes(32)
 
-  const identify = (tenant: string, stored: string, password: Redacted.Redacted<string>): Buffer => {
+  const digest = (...parts: ReadonlyArray<string>): Buffer => {
     const hmac = createHmac("sha256", processKey)
     // Each with its length before it, so that no two inputs run together to the same bytes.
-    for (const part of [tenant, stored, Redacted.value(password)]) {
-      hmac.update(`${Buffer.byteLength(part)}:`).update(part)
-    }
+    for (const part of parts) hmac.update(`${Buffer.byteLength(part)}:`).update(part)
     return hmac.digest()
   }
+  const identify = ({ tenant, stored, password }: PasswordClaim): Identity => ({
+    hash: digest(tenant, stored),
+    password: digest(tenant, stored, Redacted.value(password))
+  })
 
   return PasswordHash.of({
-    verify: ({ tenant, stored, password }) =>
+    recall: (claim) => remembered.recall(claim.tenant, identify(claim)),
+    verify: (claim) =>
       Effect.suspend(() => {
-        const identity = identify(tenant, stored, password)
-        if (remembered.has(tenant, identity)) return Effect.succeed(true)
+        const { tenant, stored, password } = claim
+        const identity = identify(claim)
+        if (remembered.recall(tenant, identity) === true) return Effect.succeed(true)
         const decoded = EasyScrypt.decode(stored)
         if (Result.isFailure(decoded)) {
           return Effect.fail(new LoginRefused({ why: "hash is malformed", detail: decoded.failure }))
@@ -111,7 +122,7 @@ const make = Effect.fnUntraced(function* (options: Options) {
           if (right) remembered.put(tenant, identity)
           return right
         })
-        return derivations.join(tenant, identity.toString("base64"), proof)
+        return derivations.join(tenant, identity.password.toString("base64"), proof)
       }),
     hash: (password) =>
       Effect.suspend(() => {
@@ -124,10 +135,16 @@ const make = Effect.fnUntraced(function* (options: Options) {
   })
 })
 
+/** A password and the hash that it is claimed to be of; tells nothing about either. */
+interface Identity {
+  readonly hash: Buffer
+  readonly password: Buffer
+}
+
 /** The identity of each tenant's last right password; the least recently used tenant goes when there are too many. */
 const rememberAtMost = (limit: number) => {
-  const identities = new Map<string, Buffer>()
-  const put = (tenant: string, identity: Buffer) => {
+  const identities = new Map<string, Identity>()
+  const put = (tenant: string, identity: Identity) => {
     identities.delete(tenant)
     identities.set(tenant, identity)
     for (const oldest of identities.keys()) {
@@ -137,11 +154,12 @@ const rememberAtMost = (limit: number) => {
   }
   return {
     put,
-    has: (tenant: string, identity: Buffer): boolean => {
+    recall: (tenant: string, identity: Identity): boolean | null => {
       const known = identities.get(tenant)
-      if (known === undefined || !timingSafeEqual(known, identity)) return false
-      put(tenant, identity)
-      return true
+      if (known === undefined || !timingSafeEqual(known.hash, identity.hash)) return null
+      const right = timingSafeEqual(known.password, identity.password)
+      if (right) put(tenant, identity)
+      return right
     }
   }
 }

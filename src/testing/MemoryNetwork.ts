@@ -49,9 +49,9 @@ export interface MemoryNetwork {
   readonly layer: Layer.Layer<Network>
   /**
    * A client's connection to a listener: of that port, else the one that has listened for longest. The client's end; where
-   * nobody listens, it is closed by "ECONNREFUSED".
+   * nobody listens, it is closed by "ECONNREFUSED". `from`: the address that the listener sees.
    */
-  readonly dial: (port?: number) => Transport
+  readonly dial: (port?: number, from?: string) => Transport
   /** From now on `connect` to this name reaches this server, which gets its end. Called in a delivery; must not throw. */
   readonly serve: (host: string, port: number, onConnection: (transport: Transport) => void) => void
   /** From now on `connect` to this name fails with "ECONNREFUSED", as it does to one that was never served. */
@@ -277,16 +277,16 @@ export const make = (given: Options = {}): MemoryNetwork => {
     return { address, onOver: () => open[kind]-- }
   }
   const uncounted = (address: string): End => ({ address, onOver: () => {} })
-  const freeAddress = () => `127.0.0.1:${nextPort++}`
+  const freeAddress = (host = "127.0.0.1") => `${host}:${nextPort++}`
 
-  const dial = (port?: number): Transport => {
+  const dial = (port?: number, from?: string): Transport => {
     const [to, onConnection] = listenerOf(listeners, port)
     if (onConnection === undefined) {
-      const [client] = MemoryTransport.pair(options, [uncounted(freeAddress()), uncounted(`127.0.0.1:${to}`)])
+      const [client] = MemoryTransport.pair(options, [uncounted(freeAddress(from)), uncounted(`127.0.0.1:${to}`)])
       client.reset("ECONNREFUSED")
       return client
     }
-    const ends = [uncounted(freeAddress()), counted("accepted", `127.0.0.1:${to}`)] as const
+    const ends = [uncounted(freeAddress(from)), counted("accepted", `127.0.0.1:${to}`)] as const
     const [client, accepted] = MemoryTransport.pair(options, ends)
     accepted.announce(() => onConnection(accepted))
     return client

@@ -55,6 +55,14 @@ describe("a good file", () => {
       MaxServersPerTenant: 0,
       ServerCheckDelaySecs: 30
     })
+    assert.deepStrictEqual(config.LoginSettings, {
+      RequireTLS: false,
+      UnknownTenant: "clear",
+      FailuresBeforeDelay: 10,
+      FailuresBeforeBlock: 100,
+      FailureWindowSecs: 300,
+      BlockSecs: 60
+    })
     assert.deepStrictEqual(config.ServerSettings, { AllowTrust: false, AllowClearText: false })
     assert.deepStrictEqual(config.TLSSettings, {
       ClientMode: "disable",
@@ -344,6 +352,14 @@ describe("the table of settings", () => {
       },
       OverrideSettings: { app: { MaxOpen: 20 } },
       LimitSettings: Object.fromEntries(Object.keys(running.LimitSettings).map((key) => [key, 9])),
+      LoginSettings: {
+        RequireTLS: true,
+        UnknownTenant: "scram",
+        FailuresBeforeDelay: 9,
+        FailuresBeforeBlock: 9,
+        FailureWindowSecs: 9,
+        BlockSecs: 9
+      },
       ServerSettings: { AllowTrust: true, AllowClearText: true },
       TLSSettings: {
         ClientMode: "verify-full",

@@ -46,6 +46,7 @@ const snapshot: ServiceSnapshot = {
   clients: { login: 0, idle: 0, waiting: 0, active: 0 },
   maxClients: 0,
   logins: new Map(),
+  throttledLogins: { delayed: { address: 0, tenant: 0 }, blocked: { address: 0, tenant: 0 } },
   errorsBySqlState: new Map(),
   transactions: 0,
   cancels: { forwarded: 0, withoutEffect: 0 },

@@ -127,6 +127,7 @@ const service = (changes: Partial<ServiceSnapshot> = {}): ServiceSnapshot => ({
   clients: { login: 1, idle: 20, waiting: 3, active: 4 },
   maxClients: 10_000,
   logins: new Map(),
+  throttledLogins: { delayed: { address: 0, tenant: 0 }, blocked: { address: 0, tenant: 0 } },
   errorsBySqlState: new Map(),
   transactions: 0,
   cancels: { forwarded: 0, withoutEffect: 0 },

@@ -46,6 +46,7 @@ const RESTLESS = 10_000
 export interface Settings {
   readonly PoolSettings?: Readonly<Record<string, unknown>> | undefined
   readonly LimitSettings?: Readonly<Record<string, unknown>> | undefined
+  readonly LoginSettings?: Readonly<Record<string, unknown>> | undefined
   readonly OverrideSettings?: Readonly<Record<string, Readonly<Record<string, unknown>>>> | undefined
 }
 
@@ -60,7 +61,7 @@ export interface Options {
   readonly deferCancel?: MemoryPostgres.Options["deferCancel"]
 }
 
-const config = ({ PoolSettings, LimitSettings, OverrideSettings = {} }: Settings) =>
+const config = ({ PoolSettings, LimitSettings, LoginSettings = {}, OverrideSettings = {} }: Settings) =>
   decode({
     ListenAddress: "127.0.0.1:5433",
     AuthDBSettings: { AuthDBDSN: "postgres://unused@unused/unused", AuthQueryTimeoutSecs: 2 },
@@ -74,6 +75,7 @@ const config = ({ PoolSettings, LimitSettings, OverrideSettings = {} }: Settings
       ...PoolSettings
     },
     LimitSettings: { AcquireTimeoutSecs: 10, ServerCheckDelaySecs: 0, ...LimitSettings },
+    LoginSettings,
     OverrideSettings
   })
 
@@ -342,11 +344,11 @@ export const make = Effect.fnUntraced(function* (options: Options = {}) {
   /** Shuts the service down; ends when it is down, which may take time. */
   const shutDown = passage.provide(Scope.close(scope, Exit.void))
 
-  const dial = () => new Client(network.dial())
+  const dial = (from?: string) => new Client(network.dial(undefined, from))
 
-  /** Sends a login and what it is asked for; nobody waits for its end. */
-  const beginLogin = (schema: string, change: Partial<Login> = {}): Client => {
-    const client = dial()
+  /** Sends a login and what it is asked for; nobody waits for its end. `from`: another address than the other clients'. */
+  const beginLogin = (schema: string, change: Partial<Login> = {}, from?: string): Client => {
+    const client = dial(from)
     const parameters = { schema_search_path: schema, ...change.parameters }
     const login = { user: USER, database: DATABASE, password: PASSWORD, ...change, parameters }
     Effect.runFork(Effect.ignore(client.memory.startup(login)))

@@ -43,6 +43,7 @@ export interface TenantOptions {
 export interface Overrides {
   readonly PoolSettings?: Readonly<Record<string, unknown>> | undefined
   readonly LimitSettings?: Readonly<Record<string, unknown>> | undefined
+  readonly LoginSettings?: Readonly<Record<string, unknown>> | undefined
   readonly AuthDBSettings?: Readonly<Record<string, unknown>> | undefined
   readonly TLSSettings?: Readonly<Record<string, unknown>> | undefined
 }
@@ -255,7 +256,8 @@ export const startPerseus = Effect.fnUntraced(function* (
       },
       PoolSettings: { ...defaults.PoolSettings, ...overrides.PoolSettings },
       LimitSettings: { ...defaults.LimitSettings, ...overrides.LimitSettings },
-      TLSSettings: overrides.TLSSettings
+      TLSSettings: overrides.TLSSettings,
+      LoginSettings: overrides.LoginSettings ?? {}
     })
     return Result.isSuccess(config)
       ? Effect.succeed(config.success)

@@ -4,7 +4,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { startupMessage } from "../../src/protocol/Frontend.ts"
-import { REFUSAL_DELAY_MS } from "../../src/tenant/Authenticator.ts"
+import { REFUSAL_DELAY_MS } from "../../src/tenant/LoginThrottle.ts"
 import { make, type MemoryPerseus } from "../support/memoryPerseus.ts"
 
 const LOGIN_MS = 5000
