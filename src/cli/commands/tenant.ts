@@ -12,10 +12,10 @@ import * as Flag from "effect/cli/Flag"
 import type { PerseusConfig } from "../../config/PerseusConfig.ts"
 import * as Address from "../../net/Address.ts"
 import * as Kms from "../../tenant/KmsDecrypt.ts"
-import { PasswordHash } from "../../tenant/PasswordHash.ts"
 import * as SchemaName from "../../tenant/SchemaName.ts"
 import * as Ask from "./Ask.ts"
 import * as AuthTable from "./AuthTable.ts"
+import { clientSecret, scramFlag } from "./clientSecret.ts"
 import { CommandFailed, fromError } from "./CommandFailed.ts"
 import { loadConfig } from "./shared.ts"
 import { listing, type Listing, sharedRoles } from "./tenantListing.ts"
@@ -54,9 +54,10 @@ const add = Command.make(
     destUser: required("dest-user", "<name>", "The role to log in as on that server"),
     sourcePassword: password("source-password", "The password that clients send"),
     destPassword: password("dest-password", "The password of the role on that server"),
+    scram: scramFlag,
     replace: switchedOn("replace", "Overwrite the tenant's row if there is one")
   },
-  Effect.fnUntraced(function* ({ destPassword, replace, sourcePassword, ...names }) {
+  Effect.fnUntraced(function* ({ destPassword, replace, scram, sourcePassword, ...names }) {
     yield* checkNames(names)
     const config = yield* loadConfig
     const table = yield* AuthTable.open(config)
@@ -70,9 +71,7 @@ const add = Command.make(
     ])
     const row = {
       ...names,
-      sourcePassHashed: yield* PasswordHash.use((passwords) => passwords.hash(clientPassword)).pipe(
-        Effect.provide(PasswordHash.layer())
-      ),
+      sourcePassHashed: yield* clientSecret(clientPassword, scram),
       destPassEnc: yield* Effect.mapError(Kms.encrypt(Kms.settingsFrom(config.AWSSettings), rolePassword), fromError)
     }
     const outcome = yield* table.put(row, replace)

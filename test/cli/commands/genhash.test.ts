@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import { pbkdf2Sync } from "node:crypto"
+import { decodeVerifier, verifierFor } from "../../../src/protocol/Scram.ts"
 import { PasswordHash } from "../../../src/tenant/PasswordHash.ts"
 import { type Outcome, run } from "../commandLine.ts"
 
@@ -60,6 +62,20 @@ describe("genhash", () => {
     Effect.gen(function* () {
       const outcome = yield* run(["genhash"], { typed: "wrong<ctrl-u>right<return>right<return>" })
       assert.isTrue(yield* isHashOf(outcome, "right"))
+    })
+  )
+
+  it.live("writes a SCRAM verifier of the prepared password with --scram, with a salt of its own each time", () =>
+    Effect.gen(function* () {
+      const outcomes = yield* Effect.forEach([1, 2], () => run(["genhash", "--scram"], { stdin: "p\u00ad\u00aa\n" }))
+      const verifiers = outcomes.map(({ stdout }) => decodeVerifier(stdout.trimEnd()))
+      for (const verifier of verifiers) {
+        assert.isNotNull(verifier)
+        assert.deepStrictEqual([verifier.iterations, verifier.salt.length], [4096, 16])
+        const salted = pbkdf2Sync("pa", verifier.salt, 4096, 32, "sha256")
+        assert.deepStrictEqual(verifier, verifierFor(salted, verifier.salt, 4096))
+      }
+      assert.notDeepEqual(verifiers[0]?.salt, verifiers[1]?.salt)
     })
   )
 

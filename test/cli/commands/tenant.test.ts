@@ -1,9 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import { pbkdf2Sync } from "node:crypto"
 import { readFile } from "node:fs/promises"
 import { join } from "node:path"
 import * as LocalKms from "../../../src/cli/LocalKms.ts"
+import { decodeVerifier, verifierFor } from "../../../src/protocol/Scram.ts"
 import { KmsDecrypt } from "../../../src/tenant/KmsDecrypt.ts"
 import { PasswordHash } from "../../../src/tenant/PasswordHash.ts"
 import { freshDatabase, type TestDatabase } from "../../support/postgres.ts"
@@ -75,6 +77,19 @@ describe("tenant add", () => {
         Effect.provide(KmsDecrypt.layer(kms.settings))
       )
       assert.strictEqual(Redacted.value(decrypted), "role secret")
+    })
+  )
+
+  it.live("stores a SCRAM verifier of the client's password with --scram", () =>
+    Effect.gen(function* () {
+      const { database, tenant } = yield* site
+      const outcome = yield* tenant([...add(), "--scram"], bothPasswords)
+      assert.strictEqual(outcome.exitCode, 0, outcome.stderr)
+      const [row] = yield* rows(database)
+      const verifier = decodeVerifier(String(row?.["source_pass_hashed"]))
+      assert.isNotNull(verifier)
+      const salted = pbkdf2Sync("client secret", verifier.salt, verifier.iterations, 32, "sha256")
+      assert.deepStrictEqual(verifier, verifierFor(salted, verifier.salt, verifier.iterations))
     })
   )
 
