@@ -53,8 +53,8 @@ export interface Prompt<E> extends SaslPrompt<E> {
 
 /** What a row and a user come to before anything is proved. */
 interface Expectation {
-  /** Why this login fails, whatever the client proves: it must not see that it is so. */
-  readonly refusal: LoginRefused | null
+  /** Or why this login fails, whatever the client proves: it must not see that it is so. */
+  readonly row: Result.Result<AuthRow, LoginRefused>
   readonly secret:
     | { readonly _tag: "Hash"; readonly stored: string }
     | { readonly _tag: "Verifier"; readonly verifier: Scram.Verifier }
@@ -90,33 +90,27 @@ export class Authenticator extends Context.Service<
         const proveInClear = Effect.fnUntraced(function* <E>(
           prompt: Prompt<E>,
           attempt: LoginAttempt,
-          {
-            refusal,
-            ...claim
-          }: { readonly tenant: string; readonly stored: string; readonly refusal: LoginRefused | null }
+          row: Expectation["row"],
+          expected: { readonly tenant: string; readonly stored: string }
         ) {
-          const password = yield* prompt.password
-          if (refusal !== null) return yield* throttle.refuse(attempt, refusal)
+          const claim = { ...expected, password: yield* prompt.password }
           // A password that was right before costs nothing to judge, and must not suffer from others' guesses.
-          const remembered = passwords.recall({ ...claim, password })
+          const remembered = Result.isSuccess(row) ? passwords.recall(claim) : null
           if (remembered === true) return throttle.welcome(attempt)
           if (remembered === false) return yield* throttle.refuse(attempt, wrongPassword())
-          const right = passwords.verify({ ...claim, password })
-          yield* throttle.judge(
-            attempt,
-            Effect.flatMap(right, (isRight) => (isRight ? Effect.void : Effect.fail(wrongPassword())))
-          )
+          const isRight = Effect.andThen(Effect.fromResult(row), passwords.verify(claim))
+          yield* throttle.judge(attempt, Effect.flatMap(isRight, refuseUnless))
         })
 
-        const proveBySasl = Effect.fnUntraced(function* <E>(
+        const proveByVerifier = Effect.fnUntraced(function* <E>(
           prompt: Prompt<E>,
           attempt: LoginAttempt,
-          { verifier, refusal }: { readonly verifier: Scram.Verifier; readonly refusal: LoginRefused | null }
+          row: Expectation["row"],
+          verifier: Scram.Verifier
         ) {
           const answer = yield* proveByScram(prompt, verifier)
-          if (refusal !== null || answer === null) return yield* throttle.refuse(attempt, refusal ?? wrongPassword())
-          yield* throttle.judge(attempt, Effect.void)
-          yield* prompt.finish(answer)
+          yield* throttle.judge(attempt, Effect.andThen(Effect.fromResult(row), refuseUnless(answer !== null)))
+          if (answer !== null) yield* prompt.finish(answer)
         })
 
         const locate = Effect.fnUntraced(function* (row: AuthRow) {
@@ -154,11 +148,11 @@ export class Authenticator extends Context.Service<
               const tenant = tenantName(claim.key)
               const attempt = throttle.attempt(claim.remote, tenant)
               yield* throttle.admit(attempt)
-              const row = yield* repo.find(claim.key)
-              const { secret, refusal } = expectationOf(row, claim, config.current().LoginSettings.UnknownTenant)
-              if (secret._tag === "Hash") yield* proveInClear(prompt, attempt, { ...secret, tenant, refusal })
-              else yield* proveBySasl(prompt, attempt, { ...secret, refusal })
-              const proven = Option.getOrThrow(row)
+              const { UnknownTenant } = config.current().LoginSettings
+              const { row, secret } = expectationOf(yield* repo.find(claim.key), claim, UnknownTenant)
+              if (secret._tag === "Hash") yield* proveInClear(prompt, attempt, row, { ...secret, tenant })
+              else yield* proveByVerifier(prompt, attempt, row, secret.verifier)
+              const proven = yield* Effect.fromResult(row)
               return { row: proven, placement: yield* locate(proven) }
             }),
           locate,
@@ -174,41 +168,38 @@ const isMode = (text: string): text is Mode => text === "transaction" || text ==
 export const tenantName = ({ sourceDb, sourceSchema }: TenantKey): string => JSON.stringify([sourceDb, sourceSchema])
 
 const expectationOf = (
-  row: Option.Option<AuthRow>,
+  found: Option.Option<AuthRow>,
   { key, user }: LoginClaim,
   unknownTenant: "clear" | "scram"
 ): Expectation => {
+  const mock = (like?: Scram.Verifier) => ({ _tag: "Verifier", verifier: mockVerifier(key, user, like) }) as const
   const unknown = (refusal: LoginRefused): Expectation => ({
-    refusal,
-    secret:
-      unknownTenant === "scram" ? { _tag: "Verifier", verifier: mockVerifier(key, user) } : { _tag: "Hash", stored: "" }
+    row: Result.fail(refusal),
+    secret: unknownTenant === "scram" ? mock() : { _tag: "Hash", stored: "" }
   })
-  if (Option.isNone(row)) return unknown(new LoginRefused({ why: "unknown tenant" }))
-  const { sourcePassHashed } = row.value
-  if (sourcePassHashed === null) return unknown(nullColumn(row.value, "source_pass_hashed"))
+  if (Option.isNone(found)) return unknown(new LoginRefused({ why: "unknown tenant" }))
+  const { sourcePassHashed } = found.value
+  if (sourcePassHashed === null) return unknown(nullColumn(found.value, "source_pass_hashed"))
   const stored = Redacted.value(sourcePassHashed)
-  const refusal = userRefusal(row.value, user)
-  if (!stored.startsWith(Scram.VERIFIER_PREFIX)) return { refusal, secret: { _tag: "Hash", stored } }
+  const row = ofUser(found.value, user)
+  if (!stored.startsWith(Scram.VERIFIER_PREFIX)) return { row, secret: { _tag: "Hash", stored } }
   const verifier = Scram.decodeVerifier(stored)
   if (verifier === null) {
-    const malformed = new LoginRefused({
-      why: "hash is malformed",
-      detail: "it begins as a SCRAM verifier and is none"
-    })
-    return { refusal: malformed, secret: { _tag: "Verifier", verifier: mockVerifier(key, user) } }
+    const detail = "it begins as a SCRAM verifier and is none"
+    return { row: Result.fail(new LoginRefused({ why: "hash is malformed", detail })), secret: mock() }
   }
-  return {
-    refusal,
-    secret: { _tag: "Verifier", verifier: refusal === null ? verifier : mockVerifier(key, user, verifier) }
-  }
+  return { row, secret: Result.isSuccess(row) ? { _tag: "Verifier", verifier } : mock(verifier) }
 }
 
-const userRefusal = (row: AuthRow, user: string): LoginRefused | null => {
-  if (row.sourceUser === null) return nullColumn(row, "source_user")
-  return row.sourceUser === user ? null : new LoginRefused({ why: "wrong user" })
+const ofUser = (row: AuthRow, user: string): Result.Result<AuthRow, LoginRefused> => {
+  if (row.sourceUser === null) return Result.fail(nullColumn(row, "source_user"))
+  return row.sourceUser === user ? Result.succeed(row) : Result.fail(new LoginRefused({ why: "wrong user" }))
 }
 
 const wrongPassword = () => new LoginRefused({ why: "wrong password" })
+
+const refuseUnless = (isRight: boolean): Effect.Effect<void, LoginRefused> =>
+  isRight ? Effect.void : Effect.fail(wrongPassword())
 
 const nullColumn = (row: AuthRow, column: string): LoginRefused =>
   new LoginRefused({ why: "row has a NULL column", detail: `perseus_auth.id ${row.id}: ${column}` })

@@ -97,47 +97,41 @@ export class LoginThrottle {
   }
 
   /**
-   * The proof has come and is right or wrong, which `judgement` finds out and tells by failing. An interruption of it is no
-   * failure: nobody was told anything.
+   * The proof has come, and `judgement` finds out whether it is right, and fails where it is not. What is right and what is wrong
+   * see the same block and delay, and what is wrong counts before its client can leave; but nothing counts in a block, where
+   * nothing is learnt. An interrupted judgement is no failure: clients of a busy machine give up, too.
    */
   judge(
     attempt: LoginAttempt,
     judgement: Effect.Effect<void, LoginRefused>
   ): Effect.Effect<void, LoginRefused | LoginBlocked> {
     return Effect.gen({ self: this }, function* () {
-      yield* yield* this.#pace(attempt)
+      yield* this.#refuseIfBlocked(this.#countsFor(attempt))
       const since = yield* Clock.currentTimeMillis
       const verdict = yield* Effect.result(judgement)
-      // Others may have failed meanwhile, as many as there are connections.
-      const blocked = yield* Effect.result(this.#refuseIfBlocked(this.#countsFor(attempt)))
-      if (Result.isFailure(verdict)) yield* this.#failed(attempt)
-      else if (Result.isSuccess(blocked)) return this.welcome(attempt)
-      yield* sleepUntil(since + REFUSAL_DELAY_MS)
-      yield* Effect.fromResult(blocked)
+      // Again: others may have failed meanwhile, as many as there are connections.
+      yield* this.#refuseIfBlocked(this.#countsFor(attempt))
+      const delay = yield* this.#delay(this.#countsFor(attempt))
+      if (Result.isFailure(verdict)) {
+        yield* this.#failed(attempt)
+        yield* sleepUntil(since + REFUSAL_DELAY_MS)
+      }
+      yield* delay
       yield* Effect.fromResult(verdict)
+      this.welcome(attempt)
     })
   }
 
-  /** The proof has come, and it is known to be wrong: counted before the client can leave. */
-  refuse(attempt: LoginAttempt, refusal: LoginRefused): Effect.Effect<never, LoginRefused | LoginBlocked> {
-    return Effect.gen({ self: this }, function* () {
-      const pace = yield* Effect.result(this.#pace(attempt))
-      yield* this.#failed(attempt)
-      yield* yield* Effect.fromResult(pace)
-      yield* Effect.sleep(REFUSAL_DELAY_MS)
-      return yield* refusal
-    })
+  /** The proof has come, and is wrong where the right one would be let in whatever happens: it counts in a block, too. */
+  refuse(attempt: LoginAttempt, refusal: LoginRefused): Effect.Effect<void, LoginRefused | LoginBlocked> {
+    return this.judge(attempt, Effect.fail(refusal)).pipe(
+      Effect.tapErrorTag("LoginBlocked", () => this.#failed(attempt))
+    )
   }
 
   /** Is let in. */
   welcome(attempt: LoginAttempt): void {
     this.#proven.put(attempt.both.key, true)
-  }
-
-  /** As things stand now: the delay, to be slept through, or a failure where there is a block. */
-  #pace(attempt: LoginAttempt): Effect.Effect<Effect.Effect<void>, LoginBlocked> {
-    const counts = this.#countsFor(attempt)
-    return Effect.andThen(this.#refuseIfBlocked(counts), this.#delay(counts))
   }
 
   #failed(attempt: LoginAttempt): Effect.Effect<void> {
@@ -171,6 +165,7 @@ export class LoginThrottle {
     return Effect.fail(new LoginBlocked({ scope, seconds: Math.ceil(millis / 1000) }))
   }
 
+  /** The delay, to be slept through, or a failure where too many sleep. */
   #delay(counts: ReadonlyArray<Count>): Effect.Effect<Effect.Effect<void>, LoginBlocked> {
     return Effect.flatMap(Clock.currentTimeMillis, (now) => {
       const [longest] = counts

@@ -223,9 +223,13 @@ describe("SCRAM", () => {
     Effect.gen(function* () {
       const credential = new Credential("app", Redacted.make("p\u00adencil"))
       const attempts = Array.from({ length: 5 }, () => scripted(scramServer({})))
-      yield* Effect.forEach(attempts, ({ network }) => openAndLogIn(network, target, credential, strict, { mode: "disable" }), {
-        concurrency: "unbounded"
-      })
+      yield* Effect.forEach(
+        attempts,
+        ({ network }) => openAndLogIn(network, target, credential, strict, { mode: "disable" }),
+        {
+          concurrency: "unbounded"
+        }
+      )
       const salt = Buffer.from("salt")
       const keys = yield* Effect.all([1, 1, 2].map((iterations) => credential.saltedPassword(salt, iterations)))
       assert.strictEqual(keys[0], keys[1])

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -76,6 +77,42 @@ describe("LoginThrottle", () => {
       )
       yield* Fiber.interrupt(leaving)
       assert.isTrue(yield* isBlocked(throttle, "192.0.2.1:2"))
+    })
+  )
+
+  it.effect("shows a block to the logins that were under way when it began, right ones and wrong ones alike", () =>
+    Effect.gen(function* () {
+      const throttle = new LoginThrottle(() => ({ ...settings, FailuresBeforeBlock: 1 }))
+      const gate = yield* Deferred.make<void>()
+      const logins = yield* Effect.forEach([Effect.void, Effect.fail(refusal())], (verdict) =>
+        fork(throttle.judge(throttle.attempt("192.0.2.1:1", "t"), Effect.andThen(Deferred.await(gate), verdict)))
+      )
+      yield* fail(throttle, "192.0.2.1:2")
+      yield* Deferred.succeed(gate, undefined)
+      for (const login of logins) {
+        const refused = yield* Effect.flip(Fiber.join(login))
+        assert.instanceOf(refused, LoginBlocked)
+      }
+    })
+  )
+
+  it.effect("delays right ones and wrong ones alike, by what had failed when they were judged", () =>
+    Effect.gen(function* () {
+      const throttle = new LoginThrottle(() => ({ ...settings, FailuresBeforeDelay: 1 }))
+      yield* fail(throttle, "192.0.2.1:1")
+      const attempt = throttle.attempt("192.0.2.1:1", "t")
+      const [right, wrong] = [
+        yield* fork(throttle.judge(attempt, Effect.void)),
+        yield* fork(throttle.refuse(attempt, refusal()))
+      ]
+      yield* TestClock.adjust(249)
+      assert.isUndefined(right.pollUnsafe())
+      yield* TestClock.adjust(1)
+      assert.deepStrictEqual(right.pollUnsafe(), Exit.void)
+      yield* TestClock.adjust(REFUSAL_DELAY_MS - 1)
+      assert.isUndefined(wrong.pollUnsafe())
+      yield* TestClock.adjust(1)
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(wrong)))
     })
   )
 

@@ -112,6 +112,26 @@ describe("verify", () => {
     )
   })
 
+  it.effect("recalls without a derivation what is right and what is wrong of a hash whose password it knows", () => {
+    const derive = countingDerive()
+    return withPasswordHash(derive, (hash) =>
+      Effect.gen(function* () {
+        assert.isNull(hash.recall(input("t", "pw")))
+        assert.isFalse(yield* hash.verify(input("t", "guess", storedFor("pw"))))
+        assert.isNull(hash.recall(input("t", "guess", storedFor("pw"))), "a wrong password says nothing of the others")
+        assert.isTrue(yield* hash.verify(input("t", "pw")))
+        const derivations = derive.count
+        assert.isTrue(hash.recall(input("t", "pw")))
+        assert.isFalse(hash.recall(input("t", "guess", storedFor("pw"))))
+        assert.isFalse(hash.recall(input("t", "", storedFor("pw"))))
+        assert.isNull(hash.recall(input("t", "pw", storedFor("new"))), "another hash")
+        assert.isNull(hash.recall(input("t", "pw", storedFor("pw", 2))), "another hash of the same password")
+        assert.isNull(hash.recall(input("another", "pw")))
+        assert.strictEqual(derive.count, derivations)
+      })
+    )
+  })
+
   it.effect("forgets a password when the row's hash changes, even to another hash of the same password", () => {
     const derive = countingDerive()
     return withPasswordHash(derive, (hash) =>
