@@ -106,6 +106,20 @@ describe("a refusal", () => {
     })
   )
 
+  it.effect("is no other for a wrong user who knows a password that was right a moment ago", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make()
+      yield* perseus.logIn("red")
+      const client = perseus.beginLogin("red", { user: "somebody" })
+      yield* perseus.settle
+      yield* perseus.falls(REFUSAL_DELAY_MS, {
+        late: 0,
+        before: () => assert.deepStrictEqual(client.heard(), ["R"]),
+        after: () => assert.deepStrictEqual(client.heard(), ["FATAL 28P01", "closed"])
+      })
+    })
+  )
+
   it.effect("takes its time from the password's arrival, however late that was", () =>
     Effect.gen(function* () {
       const perseus = yield* make()

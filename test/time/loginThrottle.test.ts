@@ -249,6 +249,16 @@ describe("FailuresBeforeBlock", () => {
       })
   )
 
+  it.effect("of an address leaves it the tenants to which it has logged in before", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make(limits(0, 3))
+      assert.strictEqual(yield* attempt(perseus, "red", CUSTOMER, true), "let in")
+      yield* attempts(perseus, 3, "nobody", CUSTOMER)
+      assert.strictEqual(yield* attempt(perseus, "blue", CUSTOMER, true), "FATAL 28000")
+      assert.strictEqual(yield* attempt(perseus, "red", CUSTOMER, true), "let in")
+    })
+  )
+
   it.effect("is off at 0, also for who is blocked already", () =>
     Effect.gen(function* () {
       const perseus = yield* make(limits(0, 2))
