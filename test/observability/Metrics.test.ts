@@ -207,6 +207,17 @@ describe("the text of a scrape", () => {
     assert.strictEqual(valueOf(families, "perseus_waiting_clients", { dest_host: "h", dest_db: "d" }), 5)
   })
 
+  it("has logins that were slowed down or refused by what was done and whose failures were counted", () => {
+    const families = scrape({
+      throttledLogins: { delayed: { address: 1, tenant: 2 }, blocked: { address: 3, tenant: 4 } }
+    })
+    const labels = ["delayed", "blocked"].flatMap((action) => ["address", "tenant"].map((by) => ({ action, by })))
+    assert.deepStrictEqual(
+      labels.map((of) => valueOf(families, "perseus_logins_throttled_total", of)),
+      [1, 2, 3, 4]
+    )
+  })
+
   it("has clients by state, logins by outcome, errors by SQLSTATE and cancels by what came of them", () => {
     const families = scrape({
       logins: new Map([
