@@ -7,8 +7,8 @@
  * address that has logged in to a tenant before is counted apart, by itself and for that tenant: neither of the two counts
  * hits it, and its own hits nobody else.
  *
- * No answer tells more than that there is a block: while there is one, right and wrong are refused alike. Its memory is bounded (what is unused for longest is forgotten), and keeps digests in place of
- * what clients named. Its time is the clock's.
+ * No answer tells more than that there is a block: while there is one, right and wrong are refused alike. Its memory is
+ * bounded (what is unused for longest is forgotten), and keeps digests in place of what clients named.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
