@@ -61,8 +61,9 @@ export interface TestTenant {
   readonly schema: string
   readonly user: string
   readonly password: string
-  /** Of the role that serves it. */
+  /** Of the role that serves it, and what that role logs in with. */
   readonly role: string
+  readonly rolePassword: string
   /** What a StartupMessage names. */
   readonly startup: Readonly<Record<string, string>>
   /** As Go drivers and postgres.js take it. */
@@ -213,6 +214,7 @@ export const startPerseus = Effect.fnUntraced(function* (
       user,
       password,
       role,
+      rolePassword,
       startup: { user, database: sourceDb, schema_search_path: schema },
       options: `-c schema_search_path=${schema.replaceAll(/[\\\s]/g, "\\$&")}`
     })
