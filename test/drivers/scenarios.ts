@@ -1,0 +1,97 @@
+/**
+ * What every driver is asked to do, and the one answer that is right: the same for all drivers, directly and pooled.
+ *
+ * A driver's program does its scenarios and says, in JSON, what came of each. Values stand there as PostgreSQL writes them
+ * where JSON has no such type, errors as their SQLSTATE. A driver need not know every scenario; which ones it does stands in its
+ * test, so that none is dropped unseen.
+ */
+import { createHash } from "node:crypto"
+
+/** `statements`: of so many clients at once, each so many transactions, with three statements of its own by turns. */
+export const CLIENTS = 4
+export const ROUNDS = 30
+
+/** 5 MB, which drivers, PostgreSQL and the pooler all take in many pieces. */
+export const largeText = "0123456789".repeat(524_288)
+
+const sumOf = (client: number): number => {
+  let sum = 0
+  for (let round = 0; round < ROUNDS; round++) sum += round * 10 ** (round % 3) + client
+  return sum
+}
+
+const sums = Array.from({ length: CLIENTS }, (_, client) => sumOf(client))
+const largeDigest = createHash("md5").update(largeText).digest("hex")
+
+export const expected = {
+  /** The schema that a fresh connection is in, and whether it finds a table that is in that schema alone. */
+  connect: { schema: "red", home: "the red house" },
+  /** Other ways to name the schema that the driver has: the schema that each led to. */
+  "connect otherwise": "red",
+  reconnect: ["red", "red", "red", "red", "red"],
+  /** Startup parameters, in three transactions. */
+  settings: Array.from({ length: 3 }, () => ({
+    application_name: "drivers",
+    TimeZone: "Asia/Tokyo",
+    DateStyle: "ISO, DMY",
+    text: "2026-02-03 13:05:06+09"
+  })),
+  /** Parameters that come back as results. */
+  types: {
+    int8: "9223372036854775807",
+    numeric: "12345678901234567890.0123456789",
+    timestamptz: "2026-02-03T04:05:06.789Z",
+    bytea: "00ff5c27",
+    ints: [1, null, 3],
+    texts: ['a"b', "c,d", "", null],
+    json: { a: [1, { b: null }] },
+    nothing: null,
+    text: "Grüße, 𝄞 und 日本"
+  },
+  /** An enumeration of the tenant's own, which some drivers look up in the catalog. */
+  "own types": ["happy", ["sad", "happy"]],
+  errors: { syntax: "42601", division: "22012", table: "42P01", unique: "23505", constraint: "errors_pkey" },
+  /** The rows that are there after a commit, after a rollback, and after a rollback to a savepoint. */
+  transactions: { committed: [1], rolledBack: [1], savepoint: [1, 3, 5] },
+  "failed transaction": { error: "23505", within: "25P02", after: [7] },
+  statements: sums,
+  /** As `statements`, by clients that keep two statements prepared and close the one used longest ago. */
+  "few statements kept": sums,
+  /** As `statements`, by a pool of the driver's own. */
+  pool: sums,
+  /** 1000 rows in portions within a transaction, with another statement between two portions. */
+  cursor: { rows: 1000, sum: 500_500, between: 10 },
+  /** Many rows at once; then again with one that is refused, which takes the others with it. */
+  batch: { rows: 500, sum: 125_250, error: "23505", left: 500 },
+  copy: {
+    rows: 1000,
+    out: ["1\tr1", "2\tr2", "3\tr3"],
+    refused: "22P02",
+    abandoned: "57014",
+    brokenOff: "22012",
+    left: 1000
+  },
+  /** Statements in one go, up to one Sync; then some with one in the middle that fails, which takes all behind it along. */
+  pipeline: { results: [1, 2, 3], failing: [1, "22012", "skipped"], after: 5 },
+  /** Statements that are sent without waiting, each with a Sync of its own: one that fails takes no other along. */
+  "without waiting": [1, "22012", 3, 4],
+  cancel: { error: "57014", after: 1 },
+  /** A statement that the driver lets go, and has cancelled: it does not run on. */
+  "given up": { gaveUp: true, after: 1, running: 0 },
+  /** A limit that the driver itself keeps, with a cancel request. */
+  "query timeout": { error: "57014", after: 1 },
+  large: { sent: largeDigest, received: largeDigest },
+  "many rows": { rows: 100_000, sum: 5_000_050_000 },
+  /** Several statements in one Query; then some of which one fails, which undoes the others. */
+  "several statements": { rows: 2, error: "22012", left: 2 },
+  "empty query": 1,
+  notices: ["first", "second"]
+} as const
+
+export type Scenario = keyof typeof expected
+
+/** What came of each scenario, by its name. */
+export type Transcript = Readonly<Record<string, unknown>>
+
+export const expectedOf = (scenarios: ReadonlyArray<Scenario>): Transcript =>
+  Object.fromEntries(scenarios.map((scenario) => [scenario, expected[scenario]]))
