@@ -1,0 +1,64 @@
+import { assert, describe, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { buildDirectory, environmentOf, isInstalled, run, sourceOf, transcriptOf } from "./programs.ts"
+import { expectedOf } from "./scenarios.ts"
+import { Targets } from "./targets.ts"
+
+/** Where Debian puts pgjdbc. */
+const JAR = "/usr/share/java/postgresql.jar"
+
+const isReady = [isInstalled("javac", "javac", "-version"), isInstalled(JAR, "test", "-r", JAR)].every(Boolean)
+
+describe.skipIf(!isReady)("pgjdbc", () => {
+  layer(Targets.layer, { excludeTestServices: true })((it) => {
+    it.effect("gets the same answers, and the right ones, directly and pooled", () =>
+      Effect.gen(function* () {
+        const { both, direct } = yield* Targets
+        const classes = yield* buildDirectory
+        const source = sourceOf("Scenarios.java")
+        const compiled = yield* run(
+          environmentOf(direct),
+          "javac",
+          "-cp",
+          JAR,
+          "-d",
+          classes,
+          "-encoding",
+          "UTF-8",
+          source
+        )
+        assert.deepStrictEqual(compiled, { code: 0, output: "", errors: "" })
+        // A small machine, and no time lost to optimise what runs once.
+        const java = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Duser.timezone=UTC", "-cp", `${classes}:${JAR}`]
+        const { directly, pooled } = yield* both((target) => transcriptOf(target, "java", ...java, "Scenarios"))
+        assert.deepStrictEqual(pooled, directly)
+        assert.deepStrictEqual(
+          directly,
+          expectedOf([
+            "connect",
+            "connect otherwise",
+            "reconnect",
+            "settings",
+            "types",
+            "own types",
+            "errors",
+            "transactions",
+            "failed transaction",
+            "statements",
+            "few statements kept",
+            "cursor",
+            "batch",
+            "copy",
+            "cancel",
+            "query timeout",
+            "large",
+            "many rows",
+            "several statements",
+            "empty query",
+            "notices"
+          ])
+        )
+      })
+    )
+  })
+})
