@@ -21,7 +21,11 @@ const sumOf = (client: number): number => {
 }
 
 const sums = Array.from({ length: CLIENTS }, (_, client) => sumOf(client))
-const largeDigest = createHash("md5").update(largeText).digest("hex")
+export const digestOf = (value: string): string => createHash("md5").update(value).digest("hex")
+
+const largeDigest = digestOf(largeText)
+
+const copiedOut = ["1\tr1", "2\tr2", "3\tr3"]
 
 export const expected = {
   /** The schema that a fresh connection is in, and whether it finds a table that is in that schema alone. */
@@ -61,11 +65,15 @@ export const expected = {
   pool: sums,
   /** 1000 rows in portions within a transaction, with another statement between two portions. */
   cursor: { rows: 1000, sum: 500_500, between: 10 },
+  /** As `cursor`, with nothing between: for drivers whose connection does nothing else meanwhile. */
+  portions: { portions: 10, rows: 1000, sum: 500_500 },
   /** Many rows at once; then again with one that is refused, which takes the others with it. */
   batch: { rows: 500, sum: 125_250, error: "23505", left: 500 },
+  "copy in and out": { rows: 1000, out: copiedOut },
+  /** Besides, copies that the server refuses in the middle, that the client gives up, and that break off on their way out. */
   copy: {
     rows: 1000,
-    out: ["1\tr1", "2\tr2", "3\tr3"],
+    out: copiedOut,
     refused: "22P02",
     abandoned: "57014",
     brokenOff: "22012",
@@ -78,6 +86,8 @@ export const expected = {
   cancel: { error: "57014", after: 1 },
   /** A statement that the driver lets go, and has cancelled: it does not run on. */
   "given up": { gaveUp: true, after: 1, running: 0 },
+  /** A limit that PostgreSQL keeps, since the client said so at startup. */
+  statement_timeout: { error: "57014", after: 1 },
   /** A limit that the driver itself keeps, with a cancel request. */
   "query timeout": { error: "57014", after: 1 },
   large: { sent: largeDigest, received: largeDigest },
@@ -87,6 +97,33 @@ export const expected = {
   "empty query": 1,
   notices: ["first", "second"]
 } as const
+
+/** The parameters of `types`, as far as JavaScript has them. */
+export const parameters = {
+  ...expected.types,
+  timestamptz: new Date(expected.types.timestamptz),
+  bytea: Buffer.from(expected.types.bytea, "hex")
+} as const
+
+/** What `settings` asks. */
+export const settings = `SELECT current_setting('application_name') AS application_name,
+  current_setting('TimeZone') AS "TimeZone", current_setting('DateStyle') AS "DateStyle",
+  '2026-02-03 04:05:06Z'::timestamptz::text AS text`
+
+/** What `statements` sends: a client's own, of which there are three. */
+export const statement = (client: number, round: number): string =>
+  `SELECT $1::int * ${10 ** (round % 3)} + ${client} AS n`
+
+/** All clients at once, each doing its rounds one after the other. */
+export const sumsOf = (roundOf: (client: number) => Promise<(round: number) => Promise<number>>) =>
+  Promise.all(
+    sums.map(async (_, client) => {
+      const play = await roundOf(client)
+      let sum = 0
+      for (let round = 0; round < ROUNDS; round++) sum += await play(round)
+      return sum
+    })
+  )
 
 export type Scenario = keyof typeof expected
 

@@ -10,7 +10,6 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
 import { freshDatabase } from "../support/postgres.ts"
-import type { Transcript } from "./scenarios.ts"
 
 export interface Target {
   readonly name: "directly" | "pooled"
@@ -56,9 +55,9 @@ export class Targets extends Context.Service<
     readonly direct: Target
     readonly pooled: Target
     /** What the driver says directly and pooled; afterwards the pool is whole. */
-    readonly both: (
-      play: (target: Target) => Effect.Effect<Transcript>
-    ) => Effect.Effect<{ readonly directly: Transcript; readonly pooled: Transcript }>
+    readonly both: <A>(
+      play: (target: Target) => Effect.Effect<A>
+    ) => Effect.Effect<{ readonly directly: A; readonly pooled: A }>
   }
 >()("test/Targets") {
   static readonly layer = Layer.effect(
