@@ -59,6 +59,8 @@ export const expected = {
   transactions: { committed: [1], rolledBack: [1], savepoint: [1, 3, 5] },
   "failed transaction": { error: "23505", within: "25P02", after: [7] },
   statements: sums,
+  /** A query builder's own statement, used again and again. */
+  "prepared by name": [1, 2, 3, 1, 2, 3].map((id) => ({ note: { id } })),
   /** As `statements`, by clients that keep two statements prepared and close the one used longest ago. */
   "few statements kept": sums,
   /** As `statements`, by a pool of the driver's own. */
@@ -66,7 +68,7 @@ export const expected = {
   /** 1000 rows in portions within a transaction, with another statement between two portions. */
   cursor: { rows: 1000, sum: 500_500, between: 10 },
   /** As `cursor`, with nothing between: for drivers whose connection does nothing else meanwhile. */
-  portions: { portions: 10, rows: 1000, sum: 500_500 },
+  "streamed rows": { rows: 1000, sum: 500_500 },
   /** Many rows at once; then again with one that is refused, which takes the others with it. */
   batch: { rows: 500, sum: 125_250, error: "23505", left: 500 },
   "copy in and out": { rows: 1000, out: copiedOut },
