@@ -1,17 +1,29 @@
 /**
- * A driver of Node's: what it does for each scenario, compared directly and pooled, a test for each.
+ * The comparison itself: what a driver says directly and pooled is the same, and is what it should be.
  */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { expected, type Scenario } from "./scenarios.ts"
+import { expected, type Scenario, type Transcript } from "./scenarios.ts"
 import { Targets, type Target } from "./targets.ts"
 
-/** Gives what came of it, as `expected` has it. Whatever it opens it closes. */
+/** A program's whole transcript at once. */
+export const compareTranscripts = Effect.fnUntraced(function* (
+  does: ReadonlyArray<Scenario>,
+  play: (target: Target) => Effect.Effect<Transcript>
+) {
+  const { both } = yield* Targets
+  const { directly, pooled } = yield* both(play)
+  assert.deepStrictEqual(pooled, directly)
+  assert.deepStrictEqual(directly, Object.fromEntries(does.map((scenario) => [scenario, expected[scenario]])))
+})
+
+/** Of a driver of Node's. Gives what came of it, as `expected` has it. Whatever it opens it closes. */
 export type Plays = Partial<Record<Scenario, (target: Target) => Promise<unknown>>>
 
 /** A transcript is JSON, so that one of ours can be told from one of a program's by nothing. */
 const plain = (value: unknown): unknown => JSON.parse(JSON.stringify(value))
 
+/** A driver of Node's: a test for each scenario. */
 export const compare = (driver: string, plays: Plays): void => {
   layer(Targets.layer, { excludeTestServices: true })(`${driver} gets the same, directly and pooled:`, (it) => {
     for (const [scenario, play] of Object.entries(plays)) {

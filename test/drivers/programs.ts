@@ -14,6 +14,9 @@ import { fileURLToPath } from "node:url"
 import type { Target } from "./targets.ts"
 import type { Transcript } from "./scenarios.ts"
 
+/** Of a test that compiles and runs one twice, on a busy machine. */
+export const PROGRAM_TIMEOUT_MS = 120_000
+
 export interface Ran {
   readonly code: number
   readonly output: string

@@ -2,16 +2,16 @@ import { assert, describe, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { readFile } from "node:fs/promises"
 import { startPerseus } from "../support/perseus.ts"
-import { environmentOf, isInstalled, run, sourceOf } from "./programs.ts"
+import { environmentOf, isInstalled, PROGRAM_TIMEOUT_MS, run, sourceOf } from "./programs.ts"
 import { Targets } from "./targets.ts"
 
-describe.skipIf(!isInstalled("psql", "psql", "--version"))("psql", () => {
+describe.skipIf(!isInstalled("psql", "psql", "--version"))("psql", { timeout: PROGRAM_TIMEOUT_MS }, () => {
   layer(Targets.layer, { excludeTestServices: true })((it) => {
     it.effect("gets the same answers, and the right ones, directly and pooled", () =>
       Effect.gen(function* () {
         const { both } = yield* Targets
         // The program's own words and the errors in one, as they come.
-        const psql = ["-c", `exec psql -XAtq < '${sourceOf("psql_scenarios.sql")}' 2>&1`]
+        const psql = ["-c", 'exec psql -XAtq < "$0" 2>&1', sourceOf("psql_scenarios.sql")]
         const { directly, pooled } = yield* both((target) =>
           run({ ...environmentOf(target), PGTZ: "UTC" }, "sh", ...psql)
         )

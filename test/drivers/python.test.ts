@@ -1,7 +1,7 @@
-import { assert, describe, layer } from "@effect/vitest"
-import * as Effect from "effect/Effect"
-import { isInstalled, sourceOf, transcriptOf } from "./programs.ts"
-import { expectedOf, type Scenario } from "./scenarios.ts"
+import { describe, layer } from "@effect/vitest"
+import { compareTranscripts } from "./compare.ts"
+import { isInstalled, PROGRAM_TIMEOUT_MS, sourceOf, transcriptOf } from "./programs.ts"
+import type { Scenario } from "./scenarios.ts"
 import { Targets } from "./targets.ts"
 
 /** Debian's, which has Debian's modules, whatever else is called python3. */
@@ -34,17 +34,15 @@ const drivers: ReadonlyArray<readonly [module: string, does: ReadonlyArray<Scena
 ]
 
 for (const [module, does] of drivers) {
-  describe.skipIf(!isInstalled(`${module} for ${PYTHON}`, PYTHON, "-c", `import ${module}`))(module, () => {
-    layer(Targets.layer, { excludeTestServices: true })((it) => {
-      it.effect("gets the same answers, and the right ones, directly and pooled", () =>
-        Effect.gen(function* () {
-          const { both } = yield* Targets
-          const program = sourceOf(`${module}_scenarios.py`)
-          const { directly, pooled } = yield* both((target) => transcriptOf(target, PYTHON, "-B", program))
-          assert.deepStrictEqual(pooled, directly)
-          assert.deepStrictEqual(directly, expectedOf(does))
-        })
-      )
-    })
-  })
+  describe.skipIf(!isInstalled(`${module} for ${PYTHON}`, PYTHON, "-c", `import ${module}`))(
+    module,
+    { timeout: PROGRAM_TIMEOUT_MS },
+    () => {
+      layer(Targets.layer, { excludeTestServices: true })((it) => {
+        it.effect("gets the same answers, and the right ones, directly and pooled", () =>
+          compareTranscripts(does, (target) => transcriptOf(target, PYTHON, "-B", sourceOf(`${module}_scenarios.py`)))
+        )
+      })
+    }
+  )
 }

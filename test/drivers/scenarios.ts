@@ -83,6 +83,8 @@ export const expected = {
   },
   /** Statements in one go, up to one Sync; then some with one in the middle that fails, which takes all behind it along. */
   pipeline: { results: [1, 2, 3], failing: [1, "22012", "skipped"], after: 5 },
+  /** As `statements`, all sent before an answer is read. */
+  "pipelines of several clients": sums,
   /** Statements that are sent without waiting, each with a Sync of its own: one that fails takes no other along. */
   "without waiting": [1, "22012", 3, 4],
   cancel: { error: "57014", after: 1 },
@@ -93,6 +95,8 @@ export const expected = {
   /** A limit that the driver itself keeps, with a cancel request. */
   "query timeout": { error: "57014", after: 1 },
   large: { sent: largeDigest, received: largeDigest },
+  /** Its size, and ten bytes of it. */
+  "large object": { size: 10_000, read: "0123456789" },
   "many rows": { rows: 100_000, sum: 5_000_050_000 },
   /** Several statements in one Query; then some of which one fails, which undoes the others. */
   "several statements": { rows: 2, error: "22012", left: 2 },
@@ -131,6 +135,3 @@ export type Scenario = keyof typeof expected
 
 /** What came of each scenario, by its name. */
 export type Transcript = Readonly<Record<string, unknown>>
-
-export const expectedOf = (scenarios: ReadonlyArray<Scenario>): Transcript =>
-  Object.fromEntries(scenarios.map((scenario) => [scenario, expected[scenario]]))
