@@ -49,6 +49,8 @@ describe.skipIf(!isReady)("pgjdbc", { timeout: PROGRAM_TIMEOUT_MS }, () => {
             "errors",
             "transactions",
             "failed transaction",
+            "errors forgiven",
+            "introspection",
             "statements",
             "few statements kept",
             "cursor",

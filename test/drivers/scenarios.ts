@@ -58,6 +58,9 @@ export const expected = {
   /** The rows that are there after a commit, after a rollback, and after a rollback to a savepoint. */
   transactions: { committed: [1], rolledBack: [1], savepoint: [1, 3, 5] },
   "failed transaction": { error: "23505", within: "25P02", after: [7] },
+  /** A failed transaction that goes on, from a savepoint that the driver set unasked. */
+  "errors forgiven": { error: "23505", after: [1, 2] },
+  introspection: { columns: ["id int4", "name text"], keys: ["id"], valid: true },
   statements: sums,
   /** A query builder's own statement, used again and again. */
   "prepared by name": [1, 2, 3, 1, 2, 3].map((id) => ({ note: { id } })),

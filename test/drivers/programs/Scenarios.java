@@ -298,6 +298,34 @@ public final class Scenarios {
     }
   }
 
+  /** By a savepoint that pgjdbc sets before each statement. */
+  static Object errorsForgiven() throws Exception {
+    try (Connection connection = connect("autosave", "always")) {
+      execute(connection, "CREATE TABLE forgiven (id int PRIMARY KEY)");
+      connection.setAutoCommit(false);
+      execute(connection, "INSERT INTO forgiven VALUES (1)");
+      String error = errorOf(() -> execute(connection, "INSERT INTO forgiven VALUES (1)"));
+      execute(connection, "INSERT INTO forgiven VALUES (2)");
+      connection.commit();
+      return map("error", error, "after", column(connection, "SELECT id FROM forgiven ORDER BY id"));
+    }
+  }
+
+  static Object introspection() throws SQLException {
+    try (Connection connection = connect()) {
+      execute(connection, "CREATE TABLE described (id int PRIMARY KEY, name text)");
+      List<Object> columns = new ArrayList<>();
+      try (ResultSet rows = connection.getMetaData().getColumns(null, connection.getSchema(), "described", null)) {
+        while (rows.next()) columns.add(rows.getString("COLUMN_NAME") + " " + rows.getString("TYPE_NAME"));
+      }
+      List<Object> keys = new ArrayList<>();
+      try (ResultSet rows = connection.getMetaData().getPrimaryKeys(null, connection.getSchema(), "described")) {
+        while (rows.next()) keys.add(rows.getString("COLUMN_NAME"));
+      }
+      return map("columns", columns, "keys", keys, "valid", connection.isValid(5));
+    }
+  }
+
   static Object statements(String... properties) throws Exception {
     ExecutorService threads = Executors.newFixedThreadPool(CLIENTS);
     try {
@@ -517,6 +545,8 @@ public final class Scenarios {
     say("errors", Scenarios::errors);
     say("transactions", Scenarios::transactions);
     say("failed transaction", Scenarios::failedTransaction);
+    say("errors forgiven", Scenarios::errorsForgiven);
+    say("introspection", Scenarios::introspection);
     say("statements", Scenarios::statements);
     say("few statements kept", () -> statements("preparedStatementCacheQueries", "2"));
     say("cursor", Scenarios::cursor);
