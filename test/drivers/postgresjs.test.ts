@@ -188,7 +188,7 @@ compare("postgres.js", {
     return { rows, sum, error, left: await count() }
   }),
 
-  // A copy that fails never ends in postgres.js, with or without a pooler.
+  // Of a copy that is refused in the middle postgres.js never sees the end, with or without a pooler.
   "copy in and out": play(async (sql) => {
     await sql`CREATE TABLE copied (id int, name text)`
     const lines = Array.from({ length: 1000 }, (_, index) => `${index + 1}\tr${index + 1}\n`)
