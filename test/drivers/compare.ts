@@ -11,9 +11,11 @@ export const compareTranscripts = Effect.fnUntraced(function* (
   does: ReadonlyArray<Scenario>,
   play: (target: Target) => Effect.Effect<Transcript>
 ) {
-  const { both } = yield* Targets
+  const { both, perseus } = yield* Targets
   const { directly, pooled } = yield* both(play)
   assert.deepStrictEqual(pooled, directly)
+  // Its transactions did meet connections that had been another tenant's meanwhile.
+  assert.isAbove(perseus.pool().statistics.tenantSwitches, 100)
   assert.deepStrictEqual(directly, Object.fromEntries(does.map((scenario) => [scenario, expected[scenario]])))
 })
 

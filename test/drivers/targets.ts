@@ -27,6 +27,9 @@ export interface Target {
 
 const SCHEMA = "red"
 
+/** Of the pool. As many clients of the other tenant want them, so that no connection stays with one tenant. */
+const CONNECTIONS = 2
+
 const targetOf = (target: Omit<Target, "schema" | "options">): Target => ({
   ...target,
   schema: SCHEMA,
@@ -65,7 +68,7 @@ export class Targets extends Context.Service<
     Effect.gen(function* () {
       const perseus = yield* startPerseus({
         tenants: [SCHEMA, "green"],
-        config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } }
+        config: { PoolSettings: { MaxOpen: CONNECTIONS, MaxIdle: CONNECTIONS } }
       })
       const { role, rolePassword, user, password } = perseus.tenant(SCHEMA)
       yield* perseus.destination.script(`${home(SCHEMA)}; ${home("green")}`)
@@ -97,8 +100,13 @@ export class Targets extends Context.Service<
         both: (play) =>
           Effect.gen(function* () {
             const directly = yield* play(direct)
-            const played = yield* Effect.scoped(Effect.andThen(noise(perseus), play(pooled)))
-            assert.isAtMost((yield* whole(perseus)).open, 2)
+            const played = yield* Effect.scoped(
+              Effect.gen(function* () {
+                for (let connection = 0; connection < CONNECTIONS; connection++) yield* noise(perseus)
+                return yield* play(pooled)
+              })
+            )
+            assert.isAtMost((yield* whole(perseus)).open, CONNECTIONS)
             return { directly, pooled: played }
           })
       })
