@@ -231,7 +231,7 @@ const plays = (manner: Pick<PgClient.PgPoolConfig, "multiplex">): Plays => {
         Effect.gen(function* () {
           return { error: yield* errorOf(sql`SELECT pg_sleep(20)`), after: yield* value(sql`SELECT 1`) }
         }),
-      { startupParameters: { statement_timeout: "200" } }
+      { startupParameters: { statement_timeout: "500" } }
     ),
 
     large: play((sql) =>

@@ -208,7 +208,7 @@ const plays = ({ named, pipeline }: Manner): Plays => {
     }),
 
     statement_timeout: (target) =>
-      using({ ...configOf(target), statement_timeout: 200 }, async (session) => ({
+      using({ ...configOf(target), statement_timeout: 500 }, async (session) => ({
         error: await errorOf(session.rows("SELECT pg_sleep(20)")),
         after: await session.value("SELECT 1")
       })),

@@ -222,7 +222,7 @@ compare("postgres.js", {
 
   statement_timeout: play(
     async (sql) => ({ error: await errorOf(sql`SELECT pg_sleep(20)`), after: await value(sql`SELECT 1`) }),
-    { connection: { statement_timeout: 200 } }
+    { connection: { statement_timeout: 500 } }
   ),
 
   large: play(async (sql) => ({
