@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import logging
 import threading
 
 import psycopg
@@ -9,6 +10,9 @@ from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.json import Jsonb
 
 from scenarios import *
+
+# A pipeline warns of what it ignores behind an error, if that happens to be there already.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def connect(conninfo="", **more):
