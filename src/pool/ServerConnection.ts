@@ -90,6 +90,8 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
   turns = 0
   /** Statements that it has prepared: what they say, to the name they have there. In order of use. */
   readonly statements = new Map<string, string>()
+  /** Names of statements there whose plans a change of the schema has broken: to be closed. */
+  readonly brokenStatements: Array<string> = []
   cancelsInFlight = 0
   /** When what it is at must be over, on the clock's milliseconds. */
   deadline = Number.POSITIVE_INFINITY
@@ -145,6 +147,13 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
 
   /** Nothing of an earlier session is left: what DISCARD ALL has dropped is dropped here too. */
   forgetSession(): void {
+    this.statements.clear()
+    this.brokenStatements.length = 0
+  }
+
+  /** However often they are prepared anew under their names, the plans stay broken. */
+  breakStatements(): void {
+    this.brokenStatements.push(...this.statements.values())
     this.statements.clear()
   }
 

@@ -20,12 +20,15 @@ export const authenticationSaslFinal = (data: string): Buffer =>
   frame(Backend.authentication, int32(12), Buffer.from(data, "utf8"))
 export const parseComplete: Buffer = frame(Backend.parseComplete)
 export const closeComplete: Buffer = frame(Backend.closeComplete)
-export const readyForQueryIdle: Buffer = frame(Backend.readyForQuery, Buffer.of(TransactionStatus.idle))
+/** `status`: one of TransactionStatus. */
+export const readyForQuery = (status: number): Buffer => frame(Backend.readyForQuery, Buffer.of(status))
+export const readyForQueryIdle: Buffer = readyForQuery(TransactionStatus.idle)
+export const commandComplete = (tag: string): Buffer => frame(Backend.commandComplete, cString(tag))
 
 export const parameterStatus = (name: string, value: string): Buffer =>
   frame(Backend.parameterStatus, cString(name), cString(value))
 
-/** `secretKey`: 4 bytes in protocol 3.0. */
+/** `secretKey`: 4 bytes in protocol 3.0, up to 256 in 3.2. */
 export const backendKeyData = (processId: number, secretKey: Uint8Array): Buffer =>
   frame(Backend.backendKeyData, int32(processId), secretKey)
 

@@ -8,6 +8,7 @@ export const SqlState = {
   protocolViolation: "08P01",
   featureNotSupported: "0A000",
   invalidTransactionTermination: "25000",
+  inFailedTransaction: "25P02",
   idleInTransactionTimeout: "25P03",
   undefinedPreparedStatement: "26000",
   invalidAuthorization: "28000",

@@ -11,7 +11,8 @@ import { randomBytes, timingSafeEqual } from "node:crypto"
 const SESSION_BITS = 24
 const SESSION_MASK = (1 << SESSION_BITS) - 1
 
-const SECRET_LENGTH = 4
+/** What an older client can carry, and what PostgreSQL gives from protocol 3.2 on. */
+const secretLength = (minor: number): number => (minor >= 2 ? 32 : 4)
 
 export interface CancelKey {
   readonly processId: number
@@ -27,11 +28,12 @@ export class Cancellation<Target> {
     this.#process = process << SESSION_BITS
   }
 
-  issue(target: Target): CancelKey {
+  /** `minor`: of the protocol that the client speaks. */
+  issue(target: Target, minor: number): CancelKey {
     // Never 0, and never one that is in use: the counter comes round after 16 million sessions.
     do this.#last = (this.#last + 1) & SESSION_MASK
     while (this.#last === 0 || this.#byProcessId.has(this.#process | this.#last))
-    const key = { processId: this.#process | this.#last, secretKey: randomBytes(SECRET_LENGTH) }
+    const key = { processId: this.#process | this.#last, secretKey: randomBytes(secretLength(minor)) }
     this.#byProcessId.set(key.processId, { secretKey: key.secretKey, target })
     return key
   }

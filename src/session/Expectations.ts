@@ -21,7 +21,9 @@ export const Expected = {
   describe: 7,
   execute: 8,
   /** CopyDone or CopyFail: has no answer, but tells where copy-in ends. */
-  copyEnd: 9
+  copyEnd: 9,
+  /** Of the server. */
+  nothing: 10
 } as const
 export type Expected = (typeof Expected)[keyof typeof Expected]
 
@@ -124,6 +126,20 @@ export class Expectations {
     if (this.#skipping) return
     this.#queue.push(entry)
     this.#readyOwed++
+    this.#batchOpen = false
+  }
+
+  /** A Query that is answered here, with its ReadyForQuery; `answer` is asked for it when it is due. */
+  pushMadeUpQuery(answer: () => Buffer): void {
+    if (this.#skipping) return
+    this.#queue.push({
+      expected: Expected.nothing,
+      answer: Answer.makeUp,
+      get bytes() {
+        return answer()
+      },
+      onSkipped: null
+    })
     this.#batchOpen = false
   }
 

@@ -52,8 +52,9 @@ export class LiveSessions {
     this.#sessions.set(transport, null)
   }
 
-  logIn(transport: Transport, session: LiveSession): CancelKey {
-    const key = this.#cancellation.issue(session.relay)
+  /** `minor`: of the protocol that its client speaks. */
+  logIn(transport: Transport, session: LiveSession, minor: number): CancelKey {
+    const key = this.#cancellation.issue(session.relay, minor)
     this.#sessions.set(transport, { session, key })
     const { tenantKey } = session.identity.placement
     const ofTenant = this.#byTenant.get(tenantKey)

@@ -29,8 +29,11 @@ export interface LoginRequest {
   readonly user: string
   readonly key: TenantKey
   readonly settings: ClientSettings
-  /** What the client asked of the protocol beyond 3.0: it is told what it gets. Null: nothing. */
-  readonly unknownProtocolOptions: ReadonlyArray<string> | null
+  /** The minor version of protocol 3 that is spoken from now on. */
+  readonly minor: number
+  /** Protocol options that nobody here knows. The client is told of them, and of the version where it asked for a newer one. */
+  readonly unknownProtocolOptions: ReadonlyArray<string>
+  readonly askedMinor: number
 }
 
 export interface CancelRequest {
@@ -46,6 +49,9 @@ export type NegotiationFault =
   | FeatureNotSupported
   | TlsRequired
   | ClientCertificateRefused
+
+/** 3.2: cancel keys of up to 256 bytes. */
+const NEWEST_MINOR = 2
 
 const willing = Buffer.from("S")
 const unwilling = Buffer.from("N")
@@ -108,8 +114,10 @@ const readStartup = Effect.fnUntraced(function* (
     })
   }
   const asked = new Map<string, string>()
-  for (const [name, value] of options) asked.set(name.toLowerCase(), value)
-  for (const [name, value] of message.parameters) asked.set(name.toLowerCase(), value)
+  for (const [name, value] of [...options, ...message.parameters]) {
+    const key = name.toLowerCase()
+    asked.set(key, key === "datestyle" ? composeDateStyle(asked.get(key), value) : value)
+  }
 
   const user = asked.get("user") ?? ""
   if (user === "") return yield* new StartupParameterMissing({ parameter: "user" })
@@ -137,9 +145,26 @@ const readStartup = Effect.fnUntraced(function* (
     user,
     key: { sourceDb, sourceSchema },
     settings: clientSettings(asked),
-    unknownProtocolOptions: message.minor > 0 || message.protocolOptions.length > 0 ? message.protocolOptions : null
+    minor: Math.min(message.minor, NEWEST_MINOR),
+    askedMinor: message.minor,
+    unknownProtocolOptions: message.protocolOptions
   }
 })
+
+/** Each value says a style, an order or both, and PostgreSQL takes them one after the other: pgjdbc always adds ISO. */
+const composeDateStyle = (before: string | undefined, value: string): string => {
+  if (before === undefined) return value
+  const isOrder = (word: string) => /^(ymd|dmy|mdy|us|euro|european|noneuro)/i.test(word)
+  const later = words(value)
+  const kept = words(before).filter((word) => !later.some((other) => isOrder(other) === isOrder(word)))
+  return [...later, ...kept].join(", ")
+}
+
+const words = (list: string): ReadonlyArray<string> =>
+  list
+    .split(",")
+    .map((word) => word.trim())
+    .filter((word) => word !== "")
 
 /** Who and where, not how: never applied as a setting. */
 const notSettings = ["user", "database", "options", "schema_search_path", "search_path", "replication"]

@@ -226,6 +226,26 @@ export class PreparedStatements {
     return []
   }
 
+  has(name: string): boolean {
+    return this.#byName.has(name)
+  }
+
+  /** As Close, by SQL: the client's name goes. */
+  deallocate(name: string): void {
+    this.#forget(name)
+  }
+
+  /** An unnamed Parse of DEALLOCATE: it takes the name that the statement has on this connection, and others prepare it anew. */
+  deallocateThere(name: string, connection: Connection, expectations: Expectations): Rewritten {
+    const statement = this.#byName.get(name)!
+    const [serverName, first] = this.#ensure(statement, connection, expectations)
+    this.#forget(name)
+    connection.statements.delete(keyOn(connection, statement))
+    this.onUnnamedParse(null)
+    expectations.pushExtended(this.unnamedEntry)
+    return [...first, parse("", Buffer.from(`DEALLOCATE "${serverName}"\0\0\0`))]
+  }
+
   /** Close of a named statement while nothing is leased. */
   closeWithoutLease(message: Buffer): void {
     this.#forget(nameOf(message, HEADER_LENGTH + 1, message.length - 1))
@@ -292,18 +312,23 @@ export class PreparedStatements {
     return name
   }
 
-  /** Closes the statement unused longest where the connection has all that it may have. */
+  /** Closes what is broken, and the statement unused longest where the connection has all that it may have. */
   #makeRoom(connection: Connection, expectations: Expectations): Rewritten {
-    if (connection.statements.size < this.#maxOnConnection()) return []
-    const [key, name] = connection.statements.entries().next().value!
-    connection.statements.delete(key)
-    expectations.pushExtended({
-      expected: Expected.close,
-      answer: Answer.drop,
-      bytes: null,
-      onSkipped: () => connection.statements.set(key, name)
+    const closed = connection.brokenStatements.splice(0).map((name) => {
+      this.#expectClose(expectations, () => connection.brokenStatements.push(name))
+      return closeStatement(name)
     })
-    return [closeStatement(name)]
+    if (connection.statements.size >= this.#maxOnConnection()) {
+      const [key, name] = connection.statements.entries().next().value!
+      connection.statements.delete(key)
+      this.#expectClose(expectations, () => connection.statements.set(key, name))
+      closed.push(closeStatement(name))
+    }
+    return closed
+  }
+
+  #expectClose(expectations: Expectations, onSkipped: () => void): void {
+    expectations.pushExtended({ expected: Expected.close, answer: Answer.drop, bytes: null, onSkipped })
   }
 }
 

@@ -12,7 +12,6 @@ import {
   CancelledWhileWaiting,
   FeatureNotSupported,
   IdleInTransactionTimedOut,
-  NeedsSession,
   ProtocolViolation,
   QueryTimedOut,
   ServerConnectionLost,
@@ -33,6 +32,7 @@ import {
   errorResponse,
   isFatal,
   noticeResponse,
+  parameterStatus,
   readyForQueryIdle
 } from "../protocol/Backend.ts"
 import {
@@ -45,16 +45,15 @@ import {
   TransactionStatus
 } from "../protocol/Frame.ts"
 import { frame } from "../protocol/Encoder.ts"
-import { parse, query, terminate } from "../protocol/Frontend.ts"
+import { terminate } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
 import { CommandTags } from "./CommandTags.ts"
-import { entries, Expectations } from "./Expectations.ts"
+import { Expectations } from "./Expectations.ts"
 import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
-import { needsSession } from "./NeedsSession.ts"
-import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
-import { PreparedStatements, type Rewritten } from "./PreparedStatements.ts"
-import { anyHint, hintOf, Traces, type Hint } from "./Traces.ts"
+import { PreparedStatements } from "./PreparedStatements.ts"
+import { Traces } from "./Traces.ts"
+import { Translator } from "./Translator.ts"
 
 /**
  * A message shorter than this is kept until it is whole before a connection is taken for it: a client that sends half of one
@@ -100,7 +99,15 @@ export class Relay implements TransportHandler, PoolClient {
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
   readonly #traces = new Traces()
+  /** Values of settings that the client was told since it logged in. */
+  readonly #told = new Map<string, string>()
   readonly #statements = new PreparedStatements(this.#traces, () => this.#pool.maxPreparedStatements)
+  readonly #translator = new Translator({
+    expectations: this.#expectations,
+    statements: this.#statements,
+    traces: this.#traces,
+    status: () => this.#status
+  })
   /** What it asked for when it logged in: RESET and DISCARD return to this. */
   readonly #startup: ClientSettings
 
@@ -359,6 +366,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#serverCarry = connection.takePending()
     this.#heldNeeded = 0
     this.#statements.beginLease()
+    this.#correctReports(connection)
     if (this.#held.length > 0) this.#forwardHeld()
     if (this.#clientGone) return this.#goneWhileWaiting()
     if (!this.#clientStalled) this.#resumeClient()
@@ -454,6 +462,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#stopWaiting()
     if (fine && !this.#ended) {
       this.#server = connection
+      this.#correctReports(connection)
       return true
     }
     if (fine) this.#giveBack(connection, true)
@@ -539,6 +548,7 @@ export class Relay implements TransportHandler, PoolClient {
   #forward(chunk: Buffer): void {
     const end = chunk.length
     const wasBusy = this.#serverBusy
+    const lease = { connection: this.#server!, pool: this.#pool, tenant: this.#tenant }
     this.#resting = false
     let rewritten: Array<Buffer> | null = null
     let added = 0
@@ -555,31 +565,17 @@ export class Relay implements TransportHandler, PoolClient {
         break
       }
       const next = at + 1 + length
-      if (type === Frontend.query) this.#traces.onQuery(textHint(chunk, at + HEADER_LENGTH, next))
-      const need = this.#pool.pins ? null : this.#needOf(type, chunk, at, next)
-      if (need !== null) {
+      const translated = this.#translator.translate(lease, type, chunk, at, next, length)
+      if (translated === "incomplete") break
+      if (translated instanceof FeatureNotSupported) return this.#end(translated)
+      if (translated !== null) {
         rewritten ??= []
         if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
-        rewritten.push(this.#refuse(type, need))
-        from = next
-      } else if (!mayBeNamed(type) || this.#namesPassThrough) this.#expect(type)
-      else {
-        const named = isNamed(type, chunk, at, Math.min(next, end))
-        if (named === null) break
-        if (!named && !this.#unnamedIsElsewhere(type, chunk, at, next)) this.#expect(type)
-        else {
-          if (type === Frontend.parse && this.#refusesStatement(length)) return
-          const message = namedPart(type, chunk, at, next)
-          if (message === null) break
-          const replacement = this.#rewrite(type, message, length)
-          rewritten ??= []
-          if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
-          for (const part of replacement) {
-            rewritten.push(part)
-            added += part.length
-          }
-          from = at + message.length
+        for (const part of translated.by) {
+          rewritten.push(part)
+          added += part.length
         }
+        from = at + translated.length
       }
       at = next
     }
@@ -587,9 +583,10 @@ export class Relay implements TransportHandler, PoolClient {
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
     this.#write(chunk, from, Math.min(at, end), rewritten)
     this.#statements.endOfChunk()
-    this.#giveMadeUpAnswers()
+    const answered = this.#giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
+    else if (answered && this.#server !== null && this.#atBorder()) this.#onBorder()
   }
 
   /** The beginning of a message that has to be whole, or has too little of it to tell. */
@@ -597,93 +594,6 @@ export class Relay implements TransportHandler, PoolClient {
     this.#held.append(beginning)
     const wholeNeeded = beginning.length >= HEADER_LENGTH && beginning[0] !== Frontend.bind
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
-  }
-
-  /** Names mean on its connection what the client says. */
-  get #namesPassThrough(): boolean {
-    return this.#tenant.mode === "session" || this.#pool.maxPreparedStatements === 0
-  }
-
-  #unnamedIsElsewhere(type: number, chunk: Buffer, at: number, next: number): boolean {
-    if (type === Frontend.parse) {
-      this.#statements.onUnnamedParse(next <= chunk.length ? chunk.subarray(at, next) : null)
-      return false
-    }
-    return isOfUnnamed(type, chunk, at, Math.min(next, chunk.length)) && this.#statements.unnamedIsElsewhere(type)
-  }
-
-  #expect(type: number): void {
-    switch (type) {
-      case Frontend.query:
-        this.#statements.dropUnnamed()
-        return this.#expectations.pushSimple(entries.query)
-      case Frontend.sync:
-        this.#statements.onSync()
-        return this.#expectations.pushSync()
-      case Frontend.parse:
-        // A name that is not followed must not meet another client.
-        if (this.#namesPassThrough) this.#server!.stateKnown = false
-        return this.#expectations.pushExtended(this.#namesPassThrough ? entries.parse : this.#statements.unnamedEntry)
-      case Frontend.bind:
-        return this.#expectations.pushExtended(entries.bind)
-      case Frontend.describe:
-        return this.#expectations.pushExtended(entries.describe)
-      case Frontend.execute:
-        return this.#expectations.pushExtended(entries.execute)
-      case Frontend.close:
-        return this.#expectations.pushExtended(entries.close)
-      case Frontend.flush:
-        return this.#expectations.pushFlush()
-      case Frontend.copyDone:
-      case Frontend.copyFail:
-        return this.#expectations.pushCopyEnd()
-      case Frontend.functionCall:
-        return this.#expectations.pushSimple(entries.functionCall)
-    }
-  }
-
-  /** What a whole Query or Parse needs that a shared connection does not give. */
-  #needOf(type: number, chunk: Buffer, at: number, next: number): Hold | null {
-    if (this.#tenant.mode === "session" || next > chunk.length) return null
-    if (type !== Frontend.query && type !== Frontend.parse) return null
-    const body = at + HEADER_LENGTH
-    const from = type === Frontend.query ? body : indexOfNul(chunk, body, next) + 1
-    return needsSession(chunk.toString("latin1", from, next))
-  }
-
-  /** The server is made to refuse something in its place, so that a transaction fails there as well. */
-  #refuse(type: number, need: Hold): Buffer {
-    const errorInstead = errorResponse({ ...faultFields(new NeedsSession({ need })), severity: "ERROR" })
-    const entry = type === Frontend.query ? entries.query : entries.parse
-    if (type === Frontend.query) this.#expectations.pushSimple({ ...entry, errorInstead })
-    else this.#expectations.pushExtended({ ...entry, errorInstead })
-    return type === Frontend.query ? refusedQuery : refusedParse
-  }
-
-  /** Ends the session where it has all the statements that it may have; before a byte of this one is kept. */
-  #refusesStatement(length: number): boolean {
-    if (!this.#statements.wouldExceed(length)) return false
-    this.#end(
-      new FeatureNotSupported({
-        feature: "this many prepared statements in one session",
-        advice: "Close (DEALLOCATE) statements that are not used any more."
-      })
-    )
-    return true
-  }
-
-  #rewrite(type: number, message: Buffer, length: number): Rewritten {
-    const connection = this.#server!
-    switch (type) {
-      case Frontend.parse:
-        return this.#statements.parse(message, connection, this.#expectations)
-      case Frontend.bind:
-        return this.#statements.bind(message, length, connection, this.#expectations)
-      case Frontend.describe:
-        return this.#statements.describe(message, connection, this.#expectations)
-      default:
-        return this.#statements.close(message, this.#expectations)
-    }
   }
 
   #write(chunk: Buffer, from: number, to: number, rewritten: ReadonlyArray<Buffer> | null): void {
@@ -753,11 +663,14 @@ export class Relay implements TransportHandler, PoolClient {
     return next
   }
 
-  #giveMadeUpAnswers(): void {
+  /** Whether there were any. */
+  #giveMadeUpAnswers(): boolean {
+    if (!this.#expectations.madeUpIsDue) return false
     while (this.#expectations.madeUpIsDue) {
       const { bytes } = this.#expectations.takeMadeUp()
       if (bytes !== null) this.#send(bytes)
     }
+    return true
   }
 
   /** Whether the message goes to the client. */
@@ -811,15 +724,29 @@ export class Relay implements TransportHandler, PoolClient {
     this.#counters.countError(error.sqlState)
     this.#traces.onError()
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
-    if (error.sqlState === "0A000" || error.sqlState === "26000") this.#server!.stateKnown = false
+    if (error.sqlState === SqlState.featureNotSupported) this.#server!.breakStatements()
+    if (error.sqlState === SqlState.undefinedPreparedStatement) this.#server!.stateKnown = false
     if (isFatal(error)) this.#serverSaidFatal = true
   }
 
   /** Something that the server reports was changed: by this client, as far as anyone can tell. */
   #hearParameter(chunk: Buffer, at: number, next: number): void {
     const parameter = decodeParameterStatus(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
-    if (parameter !== null) this.#server!.parameters.set(...parameter)
+    if (parameter !== null) {
+      this.#server!.parameters.set(...parameter)
+      this.#told.set(...parameter)
+    }
     this.#traces.onReport()
+  }
+
+  /** What was reported in a lease may not hold in the next: a value of RESET's, for one, is the connection's and not the client's. */
+  #correctReports(connection: Connection): void {
+    for (const [name, value] of this.#told) {
+      const now = connection.parameters.get(name)
+      if (now === undefined || now === value) continue
+      this.#told.set(name, now)
+      this.#send(parameterStatus(name, now))
+    }
   }
 
   #serverBroke(): void {
@@ -960,15 +887,6 @@ const faultFields = (fault: SessionFault) => ({
   message: fault.clientMessage,
   hint: fault.hint
 })
-
-/** No SQL, whatever the server's version. */
-const REFUSED = "refused by perseus"
-const refusedQuery = query(REFUSED)
-const refusedParse = parse("", Buffer.from(`${REFUSED}\0\0\0`))
-
-/** What the text of a Query says, `from` its first byte, its NUL before `end`; where it has not come yet, anything may follow. */
-const textHint = (chunk: Buffer, from: number, end: number): Hint =>
-  end > chunk.length ? anyHint : hintOf(chunk.toString("latin1", from, end - 1))
 
 /** A whole Close as chapter "Message Formats" has it. */
 const isClose = (held: Buffer, length: number): boolean => {

@@ -35,7 +35,7 @@ import { promptFor } from "./LoginPrompt.ts"
 import { negotiate, type LoginRequest } from "./Negotiation.ts"
 import { Relay } from "./Relay.ts"
 
-const PROTOCOL_3_0 = 0x00030000
+const PROTOCOL_3 = 0x00030000
 const LAST_WORDS_TIMEOUT = "2 seconds"
 
 /** What a session needs of the house. */
@@ -129,8 +129,8 @@ const logIn = Effect.fnUntraced(function* (
   if (MaxClients > 0 && house.live.count > MaxClients) {
     return yield* new TooManyClients({ scope: "this pooler", limit: MaxClients })
   }
-  if (request.unknownProtocolOptions !== null) {
-    transport.write(negotiateProtocolVersion(PROTOCOL_3_0, request.unknownProtocolOptions))
+  if (request.askedMinor > request.minor || request.unknownProtocolOptions.length > 0) {
+    transport.write(negotiateProtocolVersion(PROTOCOL_3 + request.minor, request.unknownProtocolOptions))
   }
   const { rowChanges } = house.live
   const { key, user } = request
@@ -181,7 +181,7 @@ const relay = (
       onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
     })
     const session = new LiveSession(pump, identity, place, placeScope, scope)
-    const key = house.live.logIn(transport, session)
+    const key = house.live.logIn(transport, session, request.minor)
     house.live.countLogin("ok")
     transport.write(
       Buffer.concat([authenticationOk, parameters, backendKeyData(key.processId, key.secretKey), readyForQueryIdle])

@@ -1,0 +1,249 @@
+/**
+ * What a client's message becomes on its way to the server: itself, something in its place, or nothing; and what is expected in
+ * answer to it.
+ *
+ * Messages that name a prepared statement are rewritten, DEALLOCATE of one is answered here, and with `Pinning: "off"` what
+ * needs a connection of its client's own is refused. All else passes untouched, in pieces if it comes in pieces. Looks at
+ * bytes where they lie, keeps none, writes none: the relay does.
+ */
+import { FeatureNotSupported, NeedsSession } from "../errors.ts"
+import type { Pool } from "../pool/Pool.ts"
+import type { Connection, PoolTenant } from "../pool/PoolTenant.ts"
+import { commandComplete, errorResponse, readyForQuery } from "../protocol/Backend.ts"
+import { Frontend, HEADER_LENGTH, indexOfNul, TransactionStatus } from "../protocol/Frame.ts"
+import { parse, query } from "../protocol/Frontend.ts"
+import { SqlState } from "../protocol/SqlState.ts"
+import { entries, type Expectations } from "./Expectations.ts"
+import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
+import { needsSession } from "./NeedsSession.ts"
+import type { PreparedStatements, Rewritten } from "./PreparedStatements.ts"
+import { anyHint, hintOf, type Traces } from "./Traces.ts"
+
+/** Where the message goes. */
+export interface Lease {
+  readonly connection: Connection
+  readonly pool: Pool
+  readonly tenant: PoolTenant
+}
+
+/** In place of the message's first `length` bytes; what is behind them goes as it is. */
+export interface Substitute {
+  readonly by: Rewritten
+  readonly length: number
+}
+
+export interface State {
+  readonly expectations: Expectations
+  readonly statements: PreparedStatements
+  readonly traces: Traces
+  /** What the last ReadyForQuery said. */
+  readonly status: () => number
+}
+
+/** No SQL, whatever the server's version. */
+const REFUSED = "refused by perseus"
+const refusedQuery = query(REFUSED)
+const refusedParse = parse("", Buffer.from(`${REFUSED}\0\0\0`))
+
+const deallocate = /^\s*deallocate\s+(?:prepare\s+)?(?!all\s*;?\s*$)("(?:[^"]|"")+"|[a-z_][\w$]*)\s*;?\s*$/i
+
+const transactionFailed = errorResponse({
+  severity: "ERROR",
+  sqlState: SqlState.inFailedTransaction,
+  message: "current transaction is aborted, commands ignored until end of transaction block"
+})
+
+export class Translator {
+  readonly #state: State
+
+  constructor(state: State) {
+    this.#state = state
+  }
+
+  /**
+   * The message at `at` of a chunk, which ends at `next`, perhaps not in this chunk; `length` is its length word. Null: it
+   * goes as it is. "incomplete": too little of it has come. A fault ends the session.
+   */
+  translate(
+    lease: Lease,
+    type: number,
+    chunk: Buffer,
+    at: number,
+    next: number,
+    length: number
+  ): Substitute | "incomplete" | FeatureNotSupported | null {
+    if (type === Frontend.query) return this.#query(lease, chunk, at, next)
+    if (!mayBeNamed(type)) {
+      this.#expect(type)
+      return null
+    }
+    if (type === Frontend.parse && this.#mustRefuse(lease)) {
+      const refused = this.#refusedParse(chunk, at, next)
+      if (refused !== null) return refused
+    }
+    if (passesNames(lease)) {
+      // A name that is not followed must not meet another client.
+      if (type === Frontend.parse) lease.connection.stateKnown = false
+      this.#state.expectations.pushExtended(plainEntries[type]!)
+      return null
+    }
+    return this.#extended(lease, type, chunk, at, next, length)
+  }
+
+  #expect(type: number): void {
+    const { expectations, statements } = this.#state
+    switch (type) {
+      case Frontend.sync:
+        statements.onSync()
+        return expectations.pushSync()
+      case Frontend.execute:
+        return expectations.pushExtended(entries.execute)
+      case Frontend.flush:
+        return expectations.pushFlush()
+      case Frontend.copyDone:
+      case Frontend.copyFail:
+        return expectations.pushCopyEnd()
+      case Frontend.functionCall:
+        return expectations.pushSimple(entries.functionCall)
+    }
+  }
+
+  // ---- simple
+
+  #query(lease: Lease, chunk: Buffer, at: number, next: number): Substitute | null {
+    const { expectations, statements, traces } = this.#state
+    statements.dropUnnamed()
+    if (next > chunk.length) {
+      traces.onQuery(anyHint)
+      expectations.pushSimple(entries.query)
+      return null
+    }
+    const text = chunk.toString("latin1", at + HEADER_LENGTH, next - 1)
+    const whole = next - at
+    if (statements.size > 0 && !passesNames(lease)) {
+      const name = deallocated(text)
+      if (name !== null && statements.has(name)) return { by: this.#deallocate(name), length: whole }
+    }
+    traces.onQuery(hintOf(text))
+    const need = this.#mustRefuse(lease) ? needsSession(text) : null
+    if (need === null) {
+      expectations.pushSimple(entries.query)
+      return null
+    }
+    expectations.pushSimple({ ...entries.query, errorInstead: errorFor(need) })
+    return { by: [refusedQuery], length: whole }
+  }
+
+  /** Only this client's name goes, as by Close: others may use what it says. The answer is PostgreSQL's. */
+  #deallocate(name: string): Rewritten {
+    const { expectations, statements, status } = this.#state
+    expectations.pushMadeUpQuery(() => {
+      const failed = status() === TransactionStatus.failed
+      if (!failed) statements.deallocate(name)
+      return Buffer.concat([failed ? transactionFailed : commandComplete("DEALLOCATE"), readyForQuery(status())])
+    })
+    return []
+  }
+
+  // ---- what needs a session
+
+  #mustRefuse({ pool, tenant }: Lease): boolean {
+    return !pool.pins && tenant.mode !== "session"
+  }
+
+  /** The server is made to refuse something in its place, so that a transaction fails there as well. */
+  #refusedParse(chunk: Buffer, at: number, next: number): Substitute | null {
+    if (next > chunk.length) return null
+    const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
+    const need = needsSession(chunk.toString("latin1", nameEnd + 1, next))
+    if (need === null) return null
+    this.#state.expectations.pushExtended({ ...entries.parse, errorInstead: errorFor(need) })
+    return { by: [refusedParse], length: next - at }
+  }
+
+  // ---- extended, with statements that are followed
+
+  #extended(
+    lease: Lease,
+    type: number,
+    chunk: Buffer,
+    at: number,
+    next: number,
+    length: number
+  ): Substitute | "incomplete" | FeatureNotSupported | null {
+    const { expectations, statements } = this.#state
+    const named = isNamed(type, chunk, at, Math.min(next, chunk.length))
+    if (named === null) return "incomplete"
+    const gone = type === Frontend.parse && !named ? this.#deallocatedBy(chunk, at, next) : null
+    if (gone !== null)
+      return { by: statements.deallocateThere(gone, lease.connection, expectations), length: next - at }
+    if (!named && !this.#unnamedIsElsewhere(type, chunk, at, next)) {
+      expectations.pushExtended(type === Frontend.parse ? statements.unnamedEntry : plainEntries[type]!)
+      return null
+    }
+    if (type === Frontend.parse && statements.wouldExceed(length)) return tooManyStatements
+    const message = namedPart(type, chunk, at, next)
+    return message === null
+      ? "incomplete"
+      : { by: this.#rewrite(lease.connection, type, message, length), length: message.length }
+  }
+
+  /** The client's statement that an unnamed Parse would deallocate. */
+  #deallocatedBy(chunk: Buffer, at: number, next: number): string | null {
+    const { statements } = this.#state
+    if (statements.size === 0 || next > chunk.length) return null
+    const from = at + HEADER_LENGTH + 1
+    const name = deallocated(chunk.toString("latin1", from, indexOfNul(chunk, from, next)))
+    return name !== null && statements.has(name) ? name : null
+  }
+
+  #unnamedIsElsewhere(type: number, chunk: Buffer, at: number, next: number): boolean {
+    const { statements } = this.#state
+    if (type === Frontend.parse) {
+      statements.onUnnamedParse(next <= chunk.length ? chunk.subarray(at, next) : null)
+      return false
+    }
+    return isOfUnnamed(type, chunk, at, Math.min(next, chunk.length)) && statements.unnamedIsElsewhere(type)
+  }
+
+  #rewrite(connection: Connection, type: number, message: Buffer, length: number): Rewritten {
+    const { expectations, statements } = this.#state
+    switch (type) {
+      case Frontend.parse:
+        return statements.parse(message, connection, expectations)
+      case Frontend.bind:
+        return statements.bind(message, length, connection, expectations)
+      case Frontend.describe:
+        return statements.describe(message, connection, expectations)
+      default:
+        return statements.close(message, expectations)
+    }
+  }
+}
+
+/** Names mean on the connection what the client says. */
+const passesNames = ({ pool, tenant }: Lease): boolean => tenant.mode === "session" || pool.maxPreparedStatements === 0
+
+const plainEntries = {
+  [Frontend.parse]: entries.parse,
+  [Frontend.bind]: entries.bind,
+  [Frontend.describe]: entries.describe,
+  [Frontend.close]: entries.close
+} as const satisfies Readonly<Record<number, unknown>> as Readonly<Record<number, (typeof entries)["parse"]>>
+
+const tooManyStatements = new FeatureNotSupported({
+  feature: "this many prepared statements in one session",
+  advice: "Close (DEALLOCATE) statements that are not used any more."
+})
+
+const errorFor = (need: string): Buffer => {
+  const { sqlState, clientMessage, hint } = new NeedsSession({ need })
+  return errorResponse({ severity: "ERROR", sqlState, message: clientMessage, hint })
+}
+
+/** The statement's name; not quoted, it is folded to lower case. */
+const deallocated = (text: string): string | null => {
+  const name = deallocate.exec(text)?.[1]
+  if (name === undefined) return null
+  return name.startsWith('"') ? name.slice(1, -1).replaceAll('""', '"') : name.toLowerCase()
+}
