@@ -49,8 +49,8 @@ const settingRow = ({ about, fallback, key, needsRestart, variable }: Setting): 
 
 /** What each failure says to a client, with "…" in place of all that varies. */
 const clientFaults = (): ReadonlyArray<ReadonlyArray<string>> => {
-  const varying = ["parameter", "detail", "why", "feature", "advice", "seconds", "waiting", "scope", "limit"]
-  const fields = Object.fromEntries(varying.map((name) => [name, "…"]))
+  const varying = ["parameter", "detail", "why", "feature", "advice", "seconds", "waiting", "scope", "limit", "need"]
+  const fields = { ...Object.fromEntries(varying.map((name) => [name, "…"])), holds: ["…"] }
   return Object.values(errors).flatMap((Failure) => {
     const fault: unknown = new (Failure as new (fields: object) => unknown)(fields)
     const [sqlState, severity, message] = ["sqlState", "severity", "clientMessage"].map((name) =>
@@ -73,6 +73,7 @@ const metrics = (): ReadonlyArray<ReadonlyArray<string>> => {
       logins: new Map([["ok", 1]]),
       throttledLogins: { delayed: { address: 0, tenant: 0 }, blocked: { address: 0, tenant: 0 } },
       errorsBySqlState: new Map([["28P01", 1]]),
+      pinnedBy: new Map([["LISTEN", 1]]),
       transactions: 0,
       cancels: { forwarded: 0, withoutEffect: 0 },
       draining: false

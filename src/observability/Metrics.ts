@@ -44,6 +44,8 @@ export interface ServiceSnapshot {
   /** Faults that this service answered clients with. */
   readonly errorsBySqlState: ReadonlyMap<string, number>
   readonly transactions: number
+  /** Times that a connection stayed with its client, by what it had there. */
+  readonly pinnedBy: ReadonlyMap<string, number>
   /** CancelRequests: passed on to a server, or without effect (unknown key, or nothing was running). */
   readonly cancels: { readonly forwarded: number; readonly withoutEffect: number }
   readonly draining: boolean
@@ -122,6 +124,11 @@ const POOL_GAUGES: ReadonlyArray<PoolSeries> = [
   ["perseus_open_connections", "Server connections, idle, in use or closing.", (pool) => pool.open],
   ["perseus_in_use_connections", "Server connections that are lent or made ready to be.", (pool) => pool.inUse],
   ["perseus_idle_connections", "Server connections that are idle.", (pool) => pool.idle],
+  [
+    "perseus_pinned_connections",
+    "Server connections that stay with one client between transactions.",
+    (pool) => pool.pinned
+  ],
   ["perseus_opening_connections", "Server connections that are being opened.", (pool) => pool.opening],
   ["perseus_waiting_clients", "Clients that wait for a server connection.", (pool) => pool.waiting]
 ]
@@ -163,6 +170,11 @@ const POOL_COUNTERS: ReadonlyArray<PoolSeries> = [
     "perseus_connection_checks_total",
     "Empty round trips before a lease, on connections long unused.",
     ({ statistics }) => statistics.checks
+  ],
+  [
+    "perseus_inspections_total",
+    "Times that a server was asked what a transaction had left behind.",
+    ({ statistics }) => statistics.inspections
   ],
   ["perseus_connections_opened_total", "Server connections opened.", ({ statistics }) => statistics.opened],
   [
@@ -269,6 +281,12 @@ const serviceLines = (service: ServiceSnapshot): ReadonlyArray<string> => [
       ["forwarded", service.cancels.forwarded],
       ["without effect", service.cancels.withoutEffect]
     ])
+  ),
+  ...family(
+    "counter",
+    "perseus_pinned_total",
+    "Connections that were pinned, by the reason.",
+    by("hold", service.pinnedBy)
   ),
   ...family("gauge", "perseus_draining", "1 while the service goes down.", single(service.draining ? 1 : 0))
 ]

@@ -43,6 +43,7 @@ export class Status extends Context.Service<
             throttledLogins: throttled,
             errorsBySqlState: live.counters.errorsBySqlState,
             transactions: live.counters.transactions,
+            pinnedBy: live.counters.pinnedBy,
             cancels: {
               forwarded: snapshots.reduce((sum, { statistics }) => sum + statistics.cancelsForwarded, 0),
               withoutEffect: live.cancelsWithoutEffect

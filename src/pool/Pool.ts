@@ -606,7 +606,8 @@ export class Pool {
         return client.onGranted(connection)
       case "Refused":
         this.#close(connection)
-        if (settingsFrom !== undefined && end.completed >= settingsFrom) {
+        // The client's own settings; or its path, on a connection that nobody had before it.
+        if (isNew || (settingsFrom !== undefined && end.completed >= settingsFrom)) {
           return client?.onRefused(settingRefused(end.error))
         }
         detail = `${end.error.sqlState} ${end.error.message}`
@@ -621,7 +622,7 @@ export class Pool {
     if (isNew) this.#connectFailed(connection.group, new ConnectFailure({ kind: "unreachable", detail }))
     if (client === null) return
     // It was the first thing that this connection was asked: another would do no better, unless the server restarts.
-    if (isNew && end._tag !== "Lost") client.onRefused(this.#unreachable(detail))
+    if (isNew && end._tag === "TimedOut") client.onRefused(this.#unreachable(detail))
     // Nothing of the client's was sent, so it does not notice: another connection, at the head of the queue.
     else this.#waitAgain(client, since)
   }

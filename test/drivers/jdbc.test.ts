@@ -44,6 +44,7 @@ describe.skipIf(!isReady)("pgjdbc", { timeout: PROGRAM_TIMEOUT_MS }, () => {
             "connect otherwise",
             "reconnect",
             "settings",
+            "isolation",
             "types",
             "own types",
             "errors",

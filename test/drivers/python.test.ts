@@ -29,7 +29,7 @@ const common: ReadonlyArray<Scenario> = [
 
 const drivers: ReadonlyArray<readonly [module: string, does: ReadonlyArray<Scenario>]> = [
   ["psycopg2", [...common, "pool", "cancel"]],
-  ["psycopg", [...common, "own types", "pipeline", "cancel"]],
+  ["psycopg", [...common, "own types", "few statements kept", "pipeline", "cancel"]],
   ["asyncpg", [...common, "own types", "few statements kept", "pool", "given up"]]
 ]
 

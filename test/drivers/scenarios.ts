@@ -40,6 +40,8 @@ export const expected = {
     DateStyle: "ISO, DMY",
     text: "2026-02-03 13:05:06+09"
   })),
+  /** Set for the session by the driver's own method: of two transactions. */
+  isolation: ["serializable", "serializable"],
   /** Parameters that come back as results. */
   types: {
     int8: "9223372036854775807",

@@ -52,6 +52,7 @@ const configuration = Result.getOrThrow(
       ConnCloseTimeoutSecs: 1,
       SchemaExecTimeoutSecs: 2
     },
+    TLSSettings: { ServerMode: "disable" },
     LimitSettings: {
       AcquireTimeoutSecs: 9,
       IdleInTransactionTimeoutSecs: 1,

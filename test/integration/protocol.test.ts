@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import { eventually, SharedPerseus, startPerseus, whole } from "../support/perseus.ts"
 import {
   bind,
+  cancelRequest,
   closeStatement,
   copyData,
   copyDone,
@@ -26,7 +27,8 @@ import {
   sync,
   terminate,
   text,
-  typesOf
+  typesOf,
+  type RawClient
 } from "../support/rawClient.ts"
 
 const MB = 1024 * 1024
@@ -70,17 +72,17 @@ layer(SharedPerseus.with({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 
     })
   )
 
-  it.effect("in protocol 3.2 is told that it gets 3.0, and which options are unknown", () =>
+  it.effect("with options of the protocol is told which are unknown", () =>
     Effect.gen(function* () {
       const perseus = yield* SharedPerseus
       const client = yield* perseus.raw
       const parameters = { ...perseus.tenant("red").startup, "_pq_.one": "1", "_pq_.two": "x" }
       const answers = yield* client.logInWith(startup(parameters, 0x00030002), "sesame")
       assert.strictEqual(answers[0]?.type, "v")
-      const expected = Buffer.concat([int32(0x00030000), int32(2), text("_pq_.one"), text("_pq_.two")])
+      const expected = Buffer.concat([int32(0x00030002), int32(2), text("_pq_.one"), text("_pq_.two")])
       assert.deepStrictEqual(answers[0]?.body, expected)
       assert.strictEqual(answers.at(-1)?.type, "Z")
-      assert.strictEqual(client.key.secretKey.length, 4)
+      assert.strictEqual(client.key.secretKey.length, 32)
     })
   )
 
@@ -241,6 +243,114 @@ layer(SharedPerseus.with({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 
         assert.strictEqual(first?.type, "E", malformed.toString("latin1"))
         assert.deepStrictEqual(sqlStatesOf(first === undefined ? [] : [first]), ["08P01"])
       }
+    })
+  )
+})
+
+describe("DEALLOCATE of a statement that was prepared by the protocol", () => {
+  for (const [how, ask] of [
+    ["by a Query", (sql: string) => query(sql)],
+    ["by extended messages", (sql: string) => Buffer.concat([parse("", sql), bind("", ""), execute(), sync])]
+  ] as const) {
+    it.live(`takes it from this client and from no other: ${how}`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+        const mine = yield* perseus.login("red")
+        const theirs = yield* perseus.login("red")
+        for (const client of [mine, theirs]) {
+          client.send(parse("s", "SELECT 'here'"), parse("Odd", "SELECT 'odd'"), sync)
+          yield* client.ready()
+        }
+        const use = (client: RawClient, name: string) => {
+          client.send(bind("", name), execute(), sync)
+          return client.ready()
+        }
+        for (const [sql, name] of [
+          ["DEALLOCATE S", "s"],
+          ['deallocate prepare "Odd";', "Odd"]
+        ] as const) {
+          mine.send(ask(sql))
+          const answers = yield* mine.ready()
+          assert.deepStrictEqual(sqlStatesOf(answers), [], sql)
+          assert.strictEqual(answers.findLast(({ type }) => type === "C")?.body.toString(), "DEALLOCATE\0")
+          assert.deepStrictEqual(sqlStatesOf(yield* use(mine, name)), ["26000"], sql)
+          assert.strictEqual(rowsOf(yield* use(theirs, name)).length, 1, sql)
+        }
+        assert.deepStrictEqual(sqlStatesOf(yield* mine.query("DEALLOCATE nothing")), ["26000"])
+      })
+    )
+  }
+
+  it.live("is refused in a failed transaction, and done in a good one", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const client = yield* perseus.login("red")
+      client.send(parse("s", "SELECT 'here'"), sync)
+      yield* client.ready()
+      yield* client.query("BEGIN; SELECT 1/0")
+      const refused = yield* client.query("DEALLOCATE s")
+      assert.deepStrictEqual([sqlStatesOf(refused), refused.at(-1)?.body.toString()], [["25P02"], "E"])
+      yield* client.query("ROLLBACK")
+      yield* client.query("BEGIN")
+      client.send(bind("", "s"), execute(), sync, query("DEALLOCATE s"), query("SELECT 'next'"), query("COMMIT"))
+      assert.deepStrictEqual(rowsOf(yield* client.ready(4)), ["here", "next"])
+    })
+  )
+})
+
+describe("a plan that a change of the schema broke", () => {
+  it.live("is made anew at its next use, under its old name and under a new one", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      yield* client.query("CREATE TABLE t (a int)")
+      yield* client.query("INSERT INTO t VALUES (1)")
+      client.send(parse("s", "SELECT * FROM t"), bind("", "s"), execute(), sync)
+      yield* client.ready()
+      const other = yield* perseus.login("red")
+      yield* other.query("LISTEN keeps_nothing_here; UNLISTEN *")
+      yield* other.query("ALTER TABLE t ADD b int DEFAULT 2")
+      const use = (name: string) => Buffer.concat([bind("", name), execute(), sync])
+      client.send(query("SELECT 0"), use("s"))
+      const [, first] = [yield* client.ready(), yield* client.ready()]
+      if (sqlStatesOf(first).length > 0) assert.deepStrictEqual(sqlStatesOf(first), ["0A000"])
+      client.send(use("s"))
+      assert.deepStrictEqual(rowsOf(yield* client.ready()), ["1|2"])
+      client.send(parse("s2", "SELECT * FROM t"), use("s2"))
+      assert.deepStrictEqual(rowsOf(yield* client.ready()), ["1|2"])
+    })
+  )
+})
+
+describe("protocol 3.2", () => {
+  it.live("gives a cancel key of 32 bytes, by which a query is cancelled", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const client = yield* perseus.raw
+      client.send(startup(perseus.tenant("red").startup, 0x00030002))
+      yield* client.take(({ type }) => type === "R")
+      client.send(password("sesame"))
+      const greeting = yield* client.ready()
+      assert.isFalse(greeting.some(({ type }) => type === "v"))
+      const key = greeting.find(({ type }) => type === "K")!.body
+      assert.strictEqual(key.length, 36)
+      client.send(query("SELECT pg_sleep(600)"))
+      yield* eventually(perseus.backends, (backends) => backends.some(({ query }) => query.includes("pg_sleep")))
+      const canceller = yield* perseus.raw
+      canceller.send(cancelRequest({ processId: key.readInt32BE(0), secretKey: key.subarray(4) }))
+      assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["57014"])
+    })
+  )
+
+  it.live("is what a client of a newer one is told to speak", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const client = yield* perseus.raw
+      client.send(startup({ ...perseus.tenant("red").startup, "_pq_.x": "1" }, 0x0003270f))
+      const [told] = yield* client.take(({ type }) => type === "R")
+      assert.strictEqual(told?.type, "v")
+      assert.deepStrictEqual([told?.body.readUInt32BE(0), told?.body.readUInt32BE(4)], [0x00030002, 1])
+      assert.strictEqual(told?.body.toString("utf8", 8), "_pq_.x\0")
     })
   )
 })

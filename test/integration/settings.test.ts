@@ -175,6 +175,20 @@ describe("what a client sets", () => {
     })
   )
 
+  it.live("is reported as it holds: what RESET told of the connection's own values is put right", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: one })
+      const client = yield* perseus.login("red", { TimeZone: "Asia/Tokyo", application_name: "me" })
+      yield* client.query("RESET ALL")
+      const told = (yield* client.query("SELECT 1"))
+        .filter(({ type }) => type === "S")
+        .map(({ body }) => body.toString())
+      assert.includeMembers(told, ["TimeZone\0Asia/Tokyo\0", "application_name\0me\0"])
+      const again = yield* client.query("SELECT 1")
+      assert.isFalse(again.some(({ type }) => type === "S"))
+    })
+  )
+
   it.live("in a pipeline holds for the queries behind it", () =>
     Effect.gen(function* () {
       const { a, b } = yield* twoClients

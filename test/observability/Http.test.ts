@@ -48,6 +48,7 @@ const snapshot: ServiceSnapshot = {
   logins: new Map(),
   throttledLogins: { delayed: { address: 0, tenant: 0 }, blocked: { address: 0, tenant: 0 } },
   errorsBySqlState: new Map(),
+  pinnedBy: new Map(),
   transactions: 0,
   cancels: { forwarded: 0, withoutEffect: 0 },
   draining: false

@@ -129,6 +129,7 @@ const service = (changes: Partial<ServiceSnapshot> = {}): ServiceSnapshot => ({
   logins: new Map(),
   throttledLogins: { delayed: { address: 0, tenant: 0 }, blocked: { address: 0, tenant: 0 } },
   errorsBySqlState: new Map(),
+  pinnedBy: new Map(),
   transactions: 0,
   cancels: { forwarded: 0, withoutEffect: 0 },
   draining: false,
@@ -225,6 +226,7 @@ describe("the text of a scrape", () => {
         ["wrong password", 2]
       ]),
       errorsBySqlState: new Map([["28P01", 2]]),
+      pinnedBy: new Map([["LISTEN", 3]]),
       transactions: 12_345,
       cancels: { forwarded: 6, withoutEffect: 7 },
       draining: true

@@ -230,7 +230,7 @@ describe("a startup packet", () => {
         ["timezone", "Europe/Berlin"],
         ["client_encoding", "UTF8"]
       ])
-      assert.isNull(request.unknownProtocolOptions)
+      assert.deepInclude(request, { minor: 0, askedMinor: 0, unknownProtocolOptions: [] })
     })
   )
 
@@ -341,15 +341,40 @@ describe("a startup packet", () => {
 
   it.effect("of a newer minor version, or with protocol options, is told what it gets", () =>
     Effect.gen(function* () {
-      const newer = Buffer.from(login)
-      newer.writeUInt16BE(2, 6)
-      const request = yield* outcome(newer)
-      assert.deepStrictEqual(request._tag === "Login" && request.unknownProtocolOptions, [])
+      for (const [asked, spoken] of [
+        [0, 0],
+        [1, 1],
+        [2, 2],
+        [3, 2],
+        [9999, 2]
+      ] as const) {
+        const newer = Buffer.from(login)
+        newer.writeUInt16BE(asked, 6)
+        const request = yield* outcome(newer)
+        assert.deepInclude(request, { minor: spoken, askedMinor: asked, unknownProtocolOptions: [] })
+      }
       const parameters = { ...who, schema_search_path: "tenant", "_pq_.x": "1" }
       const withOption = yield* logIn(parameters)
       assert.deepStrictEqual([withOption.unknownProtocolOptions, withOption.settings.list], [["_pq_.x"], []])
     })
   )
+})
+
+describe("DateStyle said twice", () => {
+  for (const [what, options, given, composed] of [
+    ["a style behind an order", "-c DateStyle=ISO,DMY", "ISO", "ISO, DMY"],
+    ["a style and then an order", "-c DateStyle=SQL -c DateStyle=DMY", undefined, "DMY, SQL"],
+    ["another style", "-c DateStyle=German", "ISO, MDY", "ISO, MDY"],
+    ["what is neither, which is the server's to refuse", "-c DateStyle=ISO", "nonsense", "nonsense"]
+  ] as const) {
+    it.effect(`is composed as PostgreSQL takes one value after the other: ${what}`, () =>
+      Effect.gen(function* () {
+        const parameters = { ...who, schema_search_path: "tenant", options }
+        const request = yield* logIn(given === undefined ? parameters : { ...parameters, DateStyle: given })
+        assert.deepStrictEqual(request.settings.list, [["datestyle", composed]])
+      })
+    )
+  }
 })
 
 describe("what is no startup packet", () => {

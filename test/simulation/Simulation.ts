@@ -179,7 +179,11 @@ export const simulate = (seed: number, steps = 220): Outcome => {
   postgres.start()
   world.settle()
   // Sleeping statements one after the other on one connection take their time; nobody may need more than a minute.
-  for (let second = 0; second < 60 && clients.some((client) => client.owed > 0); second++) world.pass(1000)
+  for (let second = 0; second < 60 && clients.some((client) => client.owed > 0); second++) {
+    // Who keeps a connection in session mode keeps others waiting for as long as it stays.
+    for (const client of clients) if (client.owed === 0 && !client.over && client.mayAct) client.leave()
+    world.pass(1000)
+  }
   for (const client of clients) {
     if (client.owed > 0) violations.push(`client ${client.id} still waits for ${client.owed} answers`)
     if (client.over) continue

@@ -258,7 +258,8 @@ export const startPerseus = Effect.fnUntraced(function* (
       },
       PoolSettings: { ...defaults.PoolSettings, ...overrides.PoolSettings },
       LimitSettings: { ...defaults.LimitSettings, ...overrides.LimitSettings },
-      TLSSettings: overrides.TLSSettings,
+      // What stands in between speaks no TLS.
+      TLSSettings: overrides.TLSSettings ?? (options.through === undefined ? undefined : { ServerMode: "disable" }),
       LoginSettings: overrides.LoginSettings ?? {}
     })
     return Result.isSuccess(config)

@@ -171,15 +171,14 @@ public final class Scenarios {
     return seen;
   }
 
-  /** The time zone is the program's own. pgjdbc itself says DateStyle=ISO at startup, so that the rest of it comes later. */
+  /** The time zone is the program's own. pgjdbc itself says DateStyle=ISO at startup, behind what stands in options. */
   static Object settings() throws SQLException {
     TimeZone before = TimeZone.getDefault();
     TimeZone.setDefault(TimeZone.getTimeZone("Asia/Tokyo"));
-    try (Connection connection = connect("ApplicationName", "drivers");
+    try (Connection connection = connect("ApplicationName", "drivers", "options", "-c DateStyle=ISO,DMY");
         PreparedStatement statement = connection.prepareStatement(
             "SELECT current_setting('application_name'), current_setting('TimeZone'), current_setting('DateStyle'), "
                 + "'2026-02-03 04:05:06Z'::timestamptz::text")) {
-      execute(connection, "SET DateStyle = DMY");
       List<Object> seen = new ArrayList<>();
       for (int i = 0; i < 3; i++) {
         try (ResultSet rows = statement.executeQuery()) {
@@ -191,6 +190,16 @@ public final class Scenarios {
       return seen;
     } finally {
       TimeZone.setDefault(before);
+    }
+  }
+
+  static Object isolation() throws SQLException {
+    try (Connection connection = connect()) {
+      connection.setTransactionIsolation(Connection.TRANSACTION_SERIALIZABLE);
+      connection.setAutoCommit(false);
+      Object first = value(connection, "SHOW transaction_isolation");
+      connection.commit();
+      return List.of(first, value(connection, "SHOW transaction_isolation"));
     }
   }
 
@@ -540,6 +549,7 @@ public final class Scenarios {
     say("connect otherwise", Scenarios::connectOtherwise);
     say("reconnect", Scenarios::reconnect);
     say("settings", Scenarios::settings);
+    say("isolation", Scenarios::isolation);
     say("types", Scenarios::types);
     say("own types", Scenarios::ownTypes);
     say("errors", Scenarios::errors);

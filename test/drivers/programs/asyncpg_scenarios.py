@@ -51,8 +51,15 @@ async def reconnect():
 
 
 async def settings():
-    connection = await connect(application_name="drivers", TimeZone="Asia/Tokyo", DateStyle="ISO, DMY")
-    return [dict(zip(SETTING_NAMES, await connection.fetchrow(SETTINGS))) for _ in range(3)]
+    """A pool resets a connection that comes back (RESET ALL); what it started with stays."""
+    given = {"search_path": SCHEMA, "application_name": "drivers", "TimeZone": "Asia/Tokyo", "DateStyle": "ISO, DMY"}
+    seen = []
+    async with asyncpg.create_pool(**LOGIN, ssl=False, min_size=1, max_size=1, server_settings=given) as pool:
+        for _ in range(3):
+            async with pool.acquire() as connection:
+                seen.append(dict(zip(SETTING_NAMES, await connection.fetchrow(SETTINGS))))
+                await connection.execute("SET application_name = 'changed'; SET TimeZone = 'Europe/Berlin'")
+    return seen
 
 
 async def types():

@@ -173,6 +173,17 @@ def statements():
     return sums_of(work)
 
 
+def few_statements_kept():
+    """psycopg closes what is too much by DEALLOCATE, in SQL."""
+
+    def work(client):
+        with connect() as connection:
+            connection.prepared_max = 2
+            return sum(value(connection, statement(client, turn % 3, "%s::int"), (turn,)) for turn in range(ROUNDS))
+
+    return sums_of(work)
+
+
 def cursor():
     with connect() as connection, connection.transaction():
         portions = connection.cursor(name="portions")
@@ -315,6 +326,7 @@ for scenario, play in {
     "transactions": transactions,
     "failed transaction": failed_transaction,
     "statements": statements,
+    "few statements kept": few_statements_kept,
     "cursor": cursor,
     "batch": batch,
     "copy": copy,
