@@ -21,10 +21,9 @@ import type { ReceivedError } from "../protocol/Backend.ts"
 import { emptyQuery, terminate } from "../protocol/Frontend.ts"
 import * as CancelRequest from "./CancelRequest.ts"
 import { ConnectFailure } from "./ConnectFailure.ts"
-import type { Credential } from "./Credential.ts"
 import * as Greeting from "./Greeting.ts"
 import * as Inspection from "./Inspection.ts"
-import { CredentialGroup, PoolTenant, Usage, type Connection, type Mode, type PoolClient } from "./PoolTenant.ts"
+import type { Connection, CredentialGroup, PoolClient, PoolTenant } from "./PoolTenant.ts"
 import { PoolStatistics, type PoolSnapshot } from "./PoolStatistics.ts"
 import { Reachability, refusedAgain } from "./Reachability.ts"
 import {
@@ -33,15 +32,13 @@ import {
   forgetAll,
   noSettings,
   restore,
-  safeFloor,
-  sessionFloor,
   switchTo,
   type ClientSettings,
-  type Conversation,
-  type Floor
+  type Conversation
 } from "./Reset.ts"
 import { ServerConnection, type ConversationEnd, type LoggedIn } from "./ServerConnection.ts"
 import { openAndLogIn, type Target } from "./ServerLogin.ts"
+import { Tenants, type TenantPlacement, type TenantRules } from "./Tenants.ts"
 import { QUANTUM, type Waiter } from "./WaitQueue.ts"
 
 /**
@@ -55,17 +52,6 @@ const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1,
 export interface Destination extends Target {
   /** As the row spells it: the metrics' `dest_host`. */
   readonly label: string
-}
-
-/** Whose place it is, and as whom it logs in. */
-export interface TenantPlacement {
-  readonly tenantKey: string
-  readonly schema: string
-  readonly credential: Credential
-  /** What the row says of the password: the ciphertext. */
-  readonly secret: string
-  /** The row's own; null: the pool's. */
-  readonly mode: Mode | null
 }
 
 export interface PoolLimits {
@@ -85,11 +71,10 @@ export class Pool {
   #limits: LimitSettings
   #server: ServerSettings
   readonly #connections = new Set<Connection>()
-  readonly #groups = new Map<string, CredentialGroup>()
-  readonly #tenants = new Map<string, PoolTenant>()
-  /** By the tenant's key as `perseus_auth` has it. */
-  readonly #usages = new Map<string, Usage>()
+  readonly #tenants = new Tenants((group) => this.#starved.delete(group))
   #pinnedCount = 0
+  /** Of the connections. */
+  #idleCount = 0
   /** Clients for whom a connection is being prepared; null inside: the client has gone meanwhile. */
   readonly #preparations = new Map<PoolClient, { client: PoolClient | null }>()
   /** Groups that would open a connection if there were room. */
@@ -166,72 +151,23 @@ export class Pool {
    * than it was, connections with the old one are of an old generation: they finish what they are at, and are closed.
    */
   retain(placement: TenantPlacement, settings: ClientSettings): PoolTenant {
-    const { tenantKey, schema, credential, secret } = placement
-    const mode = placement.mode ?? this.#settings.Mode
-    const path = this.#pathOf(schema)
-    const floor = mode === "session" ? sessionFloor(path, settings) : safeFloor
-    const key = floor === safeFloor ? tenantKey : JSON.stringify([tenantKey, floor])
-    const before = this.#tenants.get(key)
-    if (before !== undefined && before.secret === secret && before.mode === mode) {
-      before.references++
-      return before
-    }
-    if (before !== undefined && before.secret !== secret) this.retire(before.group)
-    const { fingerprint } = credential
-    const group = this.#group(floor === safeFloor ? fingerprint : JSON.stringify([fingerprint, key]), credential, floor)
-    const tenant = new PoolTenant(key, this.#usage(tenantKey), mode, schema, path, secret, group)
-    if (floor !== safeFloor) group.owner = tenant
-    group.tenants++
-    tenant.references++
-    this.#tenants.set(key, tenant)
+    const { tenant, outdated } = this.#tenants.retain(placement, this.#rules, settings)
+    if (outdated !== null) this.retire(outdated)
     return tenant
   }
 
-  #usage(tenantKey: string): Usage {
-    let usage = this.#usages.get(tenantKey)
-    if (usage === undefined) {
-      usage = new Usage(tenantKey)
-      this.#usages.set(tenantKey, usage)
-    }
-    usage.references++
-    return usage
+  release(tenant: PoolTenant): void {
+    this.#tenants.release(tenant)
   }
 
-  #pathOf(schema: string): ReadonlyArray<string> {
-    return [schema, ...this.#settings.ExtraSchemas.filter((extra) => extra !== schema)]
+  get #rules(): TenantRules {
+    return { mode: this.#settings.Mode, extraSchemas: this.#settings.ExtraSchemas }
   }
 
   /** ExtraSchemas have changed: connections with the old path are set anew before they are lent. */
   #setPaths(): void {
-    for (const tenant of this.#tenants.values()) {
-      if (tenant.mode === "session") continue
-      tenant.path = this.#pathOf(tenant.schema)
-      tenant.greetings.clear()
-    }
-    for (const connection of this.#connections) connection.stateKnown = false
-  }
-
-  release(tenant: PoolTenant): void {
-    if (--tenant.references > 0) return
-    if (this.#tenants.get(tenant.key) === tenant) this.#tenants.delete(tenant.key)
-    if (--tenant.usage.references === 0) this.#usages.delete(tenant.usage.tenantKey)
-    tenant.group.tenants--
-    this.#dropGroupIfUnused(tenant.group)
-  }
-
-  #group(key: string, credential: Credential, floor: Floor): CredentialGroup {
-    let group = this.#groups.get(key)
-    if (group === undefined) {
-      group = new CredentialGroup(key, credential, floor)
-      this.#groups.set(key, group)
-    }
-    return group
-  }
-
-  #dropGroupIfUnused(group: CredentialGroup): void {
-    if (group.tenants > 0 || group.open > 0 || group.opening > 0) return
-    this.#groups.delete(group.key)
-    this.#starved.delete(group)
+    this.#tenants.setPaths(this.#rules)
+    for (const connection of this.#connections) if (connection.group.owner === null) connection.stateKnown = false
   }
 
   #setTenant(connection: Connection, tenant: PoolTenant | null): void {
@@ -247,7 +183,7 @@ export class Pool {
     for (const connection of this.#connections) {
       if (connection.group.credential.fingerprint === fingerprint) connection.retired = true
     }
-    for (const group of Array.from(this.#groups.values())) {
+    for (const group of this.#tenants.groups) {
       if (group.credential.fingerprint !== fingerprint) continue
       group.generation++
       group.refusal = null
@@ -643,22 +579,17 @@ export class Pool {
     connection.state = "idle"
     connection.idleSince = now
     group.idle.add(connection)
+    this.#idleCount++
     if (connection.tenant !== null) connection.tenant.idle.push(connection)
     this.#closeSurplus()
   }
 
   #removeIdle(connection: Connection): void {
-    connection.group.idle.delete(connection)
+    if (connection.group.idle.delete(connection)) this.#idleCount--
     const idle = connection.tenant?.idle
     if (idle === undefined) return
     const at = idle.lastIndexOf(connection)
     if (at !== -1) idle.splice(at, 1)
-  }
-
-  get #idleCount(): number {
-    let count = 0
-    for (const group of this.#groups.values()) count += group.idle.size
-    return count
   }
 
   /** No more than MaxIdle are kept; those idle longest go first, for the last used are likely to fit again. */
@@ -673,7 +604,7 @@ export class Pool {
 
   #longestIdle(suits: (group: CredentialGroup) => boolean): Connection | null {
     let longest: Connection | null = null
-    for (const group of this.#groups.values()) {
+    for (const group of this.#tenants.groups) {
       if (!suits(group)) continue
       for (const connection of group.idle) {
         if (longest === null || connection.idleSince < longest.idleSince) longest = connection
@@ -785,7 +716,7 @@ export class Pool {
   #reached(): void {
     if (!this.#reachability.reached()) return
     this.#epoch++
-    for (const group of this.#groups.values()) this.#ensureOpening(group)
+    for (const group of this.#tenants.groups) this.#ensureOpening(group)
   }
 
   #connectFailed(group: CredentialGroup, failure: ConnectFailure, startedAt = this.#now()): void {
@@ -798,8 +729,8 @@ export class Pool {
     const fault = this.#unreachable(failure.detail)
     if (failure.kind === "refused") group.refusal = refusedAgain(group.refusal, fault, now)
     else this.#reachability.failed(fault, startedAt, now, this.#settings.ConnCreateTimeoutSecs * 1000)
-    for (const waiting of this.#groups.values()) this.#refuseInVain(waiting, now)
-    this.#dropGroupIfUnused(group)
+    for (const waiting of this.#tenants.groups) this.#refuseInVain(waiting, now)
+    this.#tenants.dropIfUnused(group)
   }
 
   /**
@@ -830,7 +761,7 @@ export class Pool {
 
   #refuseAll(group: CredentialGroup, fault: SessionFault): void {
     for (const waiter of group.queue.takeOlderThan(Number.POSITIVE_INFINITY)) waiter.client.onRefused(fault)
-    this.#dropGroupIfUnused(group)
+    this.#tenants.dropIfUnused(group)
   }
 
   #unreachable(detail: string): DestinationUnreachable {
@@ -890,7 +821,7 @@ export class Pool {
     // A copy: who finds no room is put back, and would be met again.
     for (const starved of Array.from(this.#starved)) this.#ensureOpening(starved)
     this.#serve(group)
-    this.#dropGroupIfUnused(group)
+    this.#tenants.dropIfUnused(group)
     this.#tellIfEmpty()
   }
 
@@ -918,7 +849,7 @@ export class Pool {
       } else if (connection.state === "idle") this.#closeIfOverdue(connection, now)
     }
     const limit = now - this.#limits.AcquireTimeoutSecs * 1000
-    for (const group of this.#groups.values()) {
+    for (const group of this.#tenants.groups) {
       if (group.queue.length === 0) continue
       const waiting = group.queue.length
       for (const waiter of group.queue.takeOlderThan(limit)) {
@@ -955,12 +886,12 @@ export class Pool {
       this.#close(longest)
     }
     this.#closeSurplus()
-    for (const group of this.#groups.values()) if (group.queue.length > 0) this.#serve(group)
+    for (const group of this.#tenants.groups) if (group.queue.length > 0) this.#serve(group)
   }
 
   /** Connections that several tenants have had serve none of them under the new rule. */
   #retireAll(): void {
-    for (const group of Array.from(this.#groups.values())) this.retire(group)
+    for (const group of this.#tenants.groups) this.retire(group)
   }
 
   // ---- what others ask
@@ -986,7 +917,7 @@ export class Pool {
     let waiting = 0
     let idle = 0
     let closing = 0
-    for (const group of this.#groups.values()) waiting += group.queue.length
+    for (const group of this.#tenants.groups) waiting += group.queue.length
     for (const connection of this.#connections) {
       if (connection.state === "idle") idle++
       else if (connection.state === "closing") closing++
@@ -1014,7 +945,7 @@ export class Pool {
   #shutDown(): Effect.Effect<void> {
     return Effect.suspend(() => {
       this.#closing = true
-      for (const group of this.#groups.values()) {
+      for (const group of this.#tenants.groups) {
         for (const waiter of group.queue.takeOlderThan(Number.POSITIVE_INFINITY)) {
           waiter.client.onRefused(new ShuttingDown())
         }

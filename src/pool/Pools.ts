@@ -16,10 +16,11 @@ import { LiveConfig } from "../config/LiveConfig.ts"
 import { LiveTls } from "../config/LiveTls.ts"
 import { poolSettingsFor } from "../config/PerseusConfig.ts"
 import { Network } from "../net/Network.ts"
-import { Pool, type Destination, type PoolLimits, type TenantPlacement } from "./Pool.ts"
+import { Pool, type Destination, type PoolLimits } from "./Pool.ts"
 import type { PoolSnapshot } from "./PoolStatistics.ts"
 import type { PoolTenant } from "./PoolTenant.ts"
 import type { ClientSettings } from "./Reset.ts"
+import type { TenantPlacement } from "./Tenants.ts"
 
 /** How late a timeout may be; looking through 10 000 sessions takes 0.1 ms. */
 export const SWEEP_PERIOD_MS = 100
