@@ -1,9 +1,15 @@
 import { defineConfig } from "vitest/config"
 
+const elsewhere = ["dist/**", "node_modules/**"]
+/** Many inputs, many transactions, many drivers: `npm run test:long`. */
+const long = ["canary", "drivers", "fuzz", "hardness", "security"].map((folder) => `test/${folder}/**/*.test.ts`)
+
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
-    exclude: ["dist/**", "node_modules/**"],
+    projects: [
+      { extends: true, test: { name: "core", include: ["test/**/*.test.ts"], exclude: [...elsewhere, ...long] } },
+      { extends: true, test: { name: "long", include: long, exclude: elsewhere } }
+    ],
     globalSetup: ["test/integration/globalSetup.ts"],
     // Half of the tests wait for PostgreSQL: with the default of one worker on two cores a core lies idle.
     maxWorkers: 2,

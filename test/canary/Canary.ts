@@ -281,8 +281,12 @@ const deeds: ReadonlyArray<readonly [weight: number, name: string, deed: Deed]> 
   ],
   [
     2,
-    "a temporary table that hides the tenant's own",
-    (canary) => canary.say(query("CREATE TEMP TABLE IF NOT EXISTS canary AS SELECT mark FROM canary"), 0)
+    "a temporary table that hides the tenant's own, and leaving it behind",
+    async (canary) => {
+      await canary.say(query("CREATE TEMP TABLE IF NOT EXISTS canary AS SELECT mark FROM canary"), 0)
+      await canary.say(query("SELECT mark FROM canary"), ROWS)
+      canary.vanish()
+    }
   ],
   [6, "a cancelled query", (canary) => canary.sayAndCancel(query("SELECT mark, pg_sleep(0.002) FROM canary"), ROWS)],
   [

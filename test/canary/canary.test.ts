@@ -25,7 +25,10 @@ const fly = Effect.fnUntraced(function* ({ tenants, clients, transactions, MaxOp
   const perseus = yield* startPerseus({
     tenants: marks.map((schema, index) => ({ schema, destUser: `role_${index % roles}` })),
     through: server,
-    config: { PoolSettings: { MaxOpen, MaxIdle: MaxOpen }, LimitSettings: { AcquireTimeoutSecs: 60 } }
+    config: {
+      PoolSettings: { MaxOpen, MaxIdle: MaxOpen, MaxPinned: MaxOpen },
+      LimitSettings: { AcquireTimeoutSecs: 60 }
+    }
   })
   const all = marks.map((mark) => ({ mark, ...perseus.tenant(mark) }))
   yield* perseus.destination.script(

@@ -1,6 +1,7 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { eventually, startPerseus, type TestPerseus } from "../support/perseus.ts"
+import type { Hold } from "../../src/pool/Inspection.ts"
+import { eventually, SharedPerseus, startPerseus, type TestPerseus } from "../support/perseus.ts"
 import {
   bind,
   execute,
@@ -20,7 +21,7 @@ const pid = (client: RawClient) => Effect.map(client.query("SELECT pg_backend_pi
 const pinned = (perseus: TestPerseus) => Effect.sync(() => perseus.pool().pinned)
 
 interface Case {
-  readonly what: string
+  readonly what: Hold
   readonly make: string
   /** Shows that it is there. */
   readonly use: string
@@ -51,87 +52,93 @@ const cases: ReadonlyArray<Case> = [
   }
 ]
 
-describe("a client's connection stays with it", () => {
-  for (const { what, make, use, undo } of cases) {
-    it.live(`while it has a ${what}, and no longer: ${make}`, () =>
+layer(SharedPerseus.with({ tenants: ["red"], config: four }), { excludeTestServices: true })(
+  "a client's connection stays with it",
+  (it) => {
+    for (const { what, make, use, undo } of cases) {
+      it.effect(`while it has a ${what}, and no longer: ${make}`, () =>
+        Effect.gen(function* () {
+          const perseus = yield* SharedPerseus
+          const counted = () => perseus.service.live.counters.pinnedBy.get(what) ?? 0
+          const before = counted()
+          const client = yield* perseus.login("red")
+          const others = yield* Effect.forEach([1, 2, 3], () => perseus.login("red"))
+          yield* client.query(make)
+          yield* eventually(pinned(perseus), (count) => count === 1)
+          const mine = yield* pid(client)
+          for (let round = 0; round < 2; round++) {
+            const theirs = yield* Effect.forEach(others, pid, { concurrency: "unbounded" })
+            assert.notInclude(theirs, mine)
+            assert.strictEqual(rowsOf(yield* client.query(use)).length, 1)
+          }
+          assert.isTrue(perseus.log.some((line) => line.includes(`pinned to its client: ${what}`)))
+          assert.strictEqual(counted(), before + 1)
+          yield* client.query(undo)
+          yield* eventually(Effect.sync(perseus.pool), (pool) => pool.pinned === 0 && pool.idle === pool.open)
+        })
+      )
+    }
+
+    it.effect("until it leaves, and then nothing of it is left for the next", () =>
       Effect.gen(function* () {
         const perseus = yield* startPerseus({ tenants: ["red"], config: four })
         const client = yield* perseus.login("red")
-        const others = yield* Effect.forEach([1, 2, 3], () => perseus.login("red"))
-        yield* client.query(make)
-        yield* eventually(pinned(perseus), (count) => count === 1)
+        for (const { make } of cases) yield* client.query(make)
         const mine = yield* pid(client)
-        for (let round = 0; round < 2; round++) {
-          const theirs = yield* Effect.forEach(others, pid, { concurrency: "unbounded" })
-          assert.notInclude(theirs, mine)
-          assert.strictEqual(rowsOf(yield* client.query(use)).length, 1)
-        }
-        assert.isTrue(perseus.log.some((line) => line.includes(`pinned to its client: ${what}`)))
-        assert.strictEqual(perseus.service.live.counters.pinnedBy.get(what as "LISTEN"), 1)
-        yield* client.query(undo)
+        client.vanish()
         yield* eventually(Effect.sync(perseus.pool), (pool) => pool.pinned === 0 && pool.idle === pool.open)
+        const left = yield* perseus.destination.query(
+          "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = $1",
+          [mine]
+        )
+        assert.deepStrictEqual(left, [])
+        const next = yield* perseus.login("red")
+        assert.strictEqual(yield* pid(next), mine)
+        const rest =
+          "SELECT (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_cursors), (SELECT count(*) FROM pg_prepared_statements)"
+        assert.deepStrictEqual(rowsOf(yield* next.query(rest)), ["0|0|0"])
+      })
+    )
+
+    it.effect("and hears what is notified between its transactions", () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const listener = yield* perseus.login("red")
+        const speaker = yield* perseus.login("red")
+        yield* listener.query("LISTEN news")
+        yield* speaker.query("NOTIFY news, 'hello'")
+        const heard = yield* listener.take(({ type }) => type === "A")
+        assert.include(heard.at(-1)!.body.toString(), "news\0hello\0")
+      })
+    )
+
+    it.effect("with its path and settings, also behind RESET ALL and DISCARD", () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const client = yield* perseus.login("red", { TimeZone: "Asia/Tokyo" })
+        yield* client.query("LISTEN news")
+        yield* client.query("SET work_mem = '9MB'")
+        yield* client.query("RESET ALL")
+        const state = "SELECT current_setting('search_path'), current_setting('TimeZone'), current_setting('work_mem')"
+        assert.deepStrictEqual(rowsOf(yield* client.query(state)), ["red|Asia/Tokyo|4MB"])
+        assert.strictEqual(yield* pinned(perseus), 1)
+      })
+    )
+
+    it.effect("and is told so by a NOTICE where PinningNotice is set", () =>
+      Effect.gen(function* () {
+        const perseus = yield* startPerseus({
+          tenants: ["red"],
+          config: { PoolSettings: { ...four.PoolSettings, PinningNotice: true } }
+        })
+        const client = yield* perseus.login("red")
+        client.send(query("LISTEN news"))
+        const heard = yield* client.take(({ type }) => type === "N")
+        assert.include(fieldsOf(heard.at(-1)!)["M"], "LISTEN")
       })
     )
   }
-
-  it.live("until it leaves, and then nothing of it is left for the next", () =>
-    Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: four })
-      const client = yield* perseus.login("red")
-      for (const { make } of cases) yield* client.query(make)
-      const mine = yield* pid(client)
-      client.vanish()
-      yield* eventually(Effect.sync(perseus.pool), (pool) => pool.pinned === 0 && pool.idle === pool.open)
-      const left = yield* perseus.destination.query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = $1", [
-        mine
-      ])
-      assert.deepStrictEqual(left, [])
-      const next = yield* perseus.login("red")
-      assert.strictEqual(yield* pid(next), mine)
-      const rest =
-        "SELECT (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_cursors), (SELECT count(*) FROM pg_prepared_statements)"
-      assert.deepStrictEqual(rowsOf(yield* next.query(rest)), ["0|0|0"])
-    })
-  )
-
-  it.live("and hears what is notified between its transactions", () =>
-    Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: four })
-      const listener = yield* perseus.login("red")
-      const speaker = yield* perseus.login("red")
-      yield* listener.query("LISTEN news")
-      yield* speaker.query("NOTIFY news, 'hello'")
-      const heard = yield* listener.take(({ type }) => type === "A")
-      assert.include(heard.at(-1)!.body.toString(), "news\0hello\0")
-    })
-  )
-
-  it.live("with its path and settings, also behind RESET ALL and DISCARD", () =>
-    Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: four })
-      const client = yield* perseus.login("red", { TimeZone: "Asia/Tokyo" })
-      yield* client.query("LISTEN news")
-      yield* client.query("SET work_mem = '9MB'")
-      yield* client.query("RESET ALL")
-      const state = "SELECT current_setting('search_path'), current_setting('TimeZone'), current_setting('work_mem')"
-      assert.deepStrictEqual(rowsOf(yield* client.query(state)), ["red|Asia/Tokyo|4MB"])
-      assert.strictEqual(yield* pinned(perseus), 1)
-    })
-  )
-
-  it.live("and is told so by a NOTICE where PinningNotice is set", () =>
-    Effect.gen(function* () {
-      const perseus = yield* startPerseus({
-        tenants: ["red"],
-        config: { PoolSettings: { ...four.PoolSettings, PinningNotice: true } }
-      })
-      const client = yield* perseus.login("red")
-      client.send(query("LISTEN news"))
-      const heard = yield* client.take(({ type }) => type === "N")
-      assert.include(fieldsOf(heard.at(-1)!)["M"], "LISTEN")
-    })
-  )
-})
+)
 
 describe("MaxPinned", () => {
   it.live("is half of MaxOpen by default; the client beyond it is told and ended, and others go on", () =>
@@ -151,12 +158,12 @@ describe("MaxPinned", () => {
   )
 })
 
-describe("Pinning off", () => {
-  const off = { PoolSettings: { MaxOpen: 2, MaxIdle: 2, Pinning: "off" } }
+const off = { PoolSettings: { MaxOpen: 2, MaxIdle: 2, Pinning: "off" } }
 
-  it.live("refuses what needs a session with 0A000, and says how to go on", () =>
+layer(SharedPerseus.with({ tenants: ["red"], config: off }), { excludeTestServices: true })("Pinning off", (it) => {
+  it.effect("refuses what needs a session with 0A000, and says how to go on", () =>
     Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: off })
+      const perseus = yield* SharedPerseus
       const client = yield* perseus.login("red")
       for (const { make } of cases) {
         const answers = yield* client.query(make)
@@ -171,9 +178,9 @@ describe("Pinning off", () => {
     })
   )
 
-  it.live("has the transaction fail that it was part of", () =>
+  it.effect("has the transaction fail that it was part of", () =>
     Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: off })
+      const perseus = yield* SharedPerseus
       const client = yield* perseus.login("red")
       yield* client.query("BEGIN")
       assert.deepStrictEqual(sqlStatesOf(yield* client.query("LISTEN news")), ["0A000"])
@@ -183,9 +190,9 @@ describe("Pinning off", () => {
     })
   )
 
-  it.live("lets through what ends with its transaction", () =>
+  it.effect("lets through what ends with its transaction", () =>
     Effect.gen(function* () {
-      const perseus = yield* startPerseus({ tenants: ["red"], config: off })
+      const perseus = yield* SharedPerseus
       const client = yield* perseus.login("red")
       for (const sql of [
         "BEGIN; CREATE TEMP TABLE t (id int) ON COMMIT DROP; COMMIT",

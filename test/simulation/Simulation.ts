@@ -191,7 +191,9 @@ export const simulate = (seed: number, steps = 220): Outcome => {
     else client.vanish()
   }
   world.settle()
-  for (let second = 0; second < 8; second++) world.pass(1000)
+  // What was asked before a goodbye still runs, one sleep after the other where there is one connection.
+  const isBusy = () => service.live.count > 0 || service.pools().some((pool) => pool.inUse + pool.closing > 0)
+  for (let second = 0; second < 60 && (second < 3 || isBusy()); second++) world.pass(1000)
   checkAccounts()
   for (const pool of service.pools()) {
     if (pool.inUse > 0 || pool.pinned > 0 || pool.waiting > 0 || pool.opening > 0 || pool.closing > 0) {

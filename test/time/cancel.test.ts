@@ -148,7 +148,7 @@ describe("CancelTimeoutSecs", () => {
       })
   )
 
-  it.effect("is not waited for by a shutdown", () =>
+  it.effect("is not waited for by a shutdown, which gives it ConnCloseTimeoutSecs", () =>
     Effect.gen(function* () {
       const perseus = yield* make({ settings: { ...settings, LimitSettings: { CancelTimeoutSecs: 3600 } } })
       const client = yield* perseus.logIn("red")
@@ -158,7 +158,7 @@ describe("CancelTimeoutSecs", () => {
       perseus.cancel(client)
       yield* perseus.pass(2000)
       const end = yield* Effect.forkChild(perseus.shutDown, { startImmediately: true })
-      yield* perseus.pass(100)
+      yield* perseus.pass(2000)
       assert.isDefined(end.pollUnsafe())
       perseus.whole(0)
     })

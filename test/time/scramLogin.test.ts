@@ -233,7 +233,7 @@ describe("RequireTLS", () => {
         const refused = perseus.beginLogin(schema)
         yield* perseus.settle
         assert.deepStrictEqual(refused.heard(), ["FATAL 28000", "closed"])
-        assert.strictEqual(refused.complaint, "only encrypted connections are accepted")
+        assert.strictEqual(refused.complaint, "this pooler requires TLS")
       }
       client.ask("SELECT pg_sleep(60)")
       yield* perseus.settle
