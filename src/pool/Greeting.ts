@@ -58,6 +58,7 @@ interface Outcome {
 class GreetingClient implements PoolClient {
   readonly tenant: PoolTenant
   readonly settings: ClientSettings
+  readonly mayBeRefused = true
   readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
   readonly #outcome: Outcome
 

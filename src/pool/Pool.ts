@@ -272,7 +272,12 @@ export class Pool {
 
   /** Sets path and settings again on a connection that its client keeps. As `inspect`. */
   restore(connection: Connection, client: PoolClient, done: (fine: boolean) => void): void {
-    this.#askBetween(connection, client, restore(client.tenant.path, client.settings), done)
+    const { path } = client.tenant
+    const { settings } = client
+    this.#askBetween(connection, client, restore(path, settings), (fine) => {
+      if (fine) connection.settings = settings
+      done(fine)
+    })
   }
 
   #askBetween(
@@ -281,6 +286,13 @@ export class Pool {
     conversation: Conversation,
     done: (fine: boolean) => void
   ): void {
+    // A late cancel would hit the question.
+    if (connection.cancelsInFlight > 0) {
+      connection.onCancelsEnded.push(() => {
+        if (connection.state === "leased") this.#askBetween(connection, client, conversation, done)
+      })
+      return
+    }
     connection.lessee = null
     const asking = { ...conversation, onNotification: (body: Buffer) => client.onNotification(body) }
     connection.converse(asking, this.#now() + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
@@ -309,8 +321,10 @@ export class Pool {
    * Asks the server to cancel what this connection runs. One request at a time: more would only outlive the query. The
    * connection is lent to nobody before the request has ended, or a late one would hit another's query.
    */
-  cancel(connection: Connection): void {
-    if (connection.cancelsInFlight > 0 || connection.processId === 0) return
+  cancel(connection: Connection, done: () => void = () => {}): void {
+    if (connection.processId === 0) return done()
+    connection.onCancelsEnded.push(done)
+    if (connection.cancelsInFlight > 0) return
     connection.cancelsInFlight++
     this.#cancelsInFlight++
     this.statistics.cancelsForwarded++
@@ -339,6 +353,7 @@ export class Pool {
     this.#cancelsInFlight--
     this.#tellIfEmpty()
     if (!certain) connection.retired = true
+    for (const then of connection.onCancelsEnded.splice(0)) then()
     if (connection.state === "cancelling") this.#settle(connection)
   }
 
@@ -368,8 +383,9 @@ export class Pool {
 
   /** What has to be said to the server before this client may have the connection; null: nothing. */
   #needs(connection: Connection, tenant: PoolTenant, settings: ClientSettings): Conversation | null {
-    if (connection.tenant !== tenant || !connection.stateKnown) return switchTo(tenant.path, settings)
-    if (connection.settings.key !== settings.key && tenant.mode !== "session") {
+    const isOwn = tenant.mode === "session"
+    if (!isOwn && (connection.tenant !== tenant || !connection.stateKnown)) return switchTo(tenant.path, settings)
+    if (!isOwn && connection.settings.key !== settings.key) {
       const { settings: before } = connection
       return differInRole(before, settings) ? switchTo(tenant.path, settings) : differences(before, settings)
     }
@@ -542,8 +558,9 @@ export class Pool {
         return client.onGranted(connection)
       case "Refused":
         this.#close(connection)
-        // The client's own settings; or its path, on a connection that nobody had before it.
-        if (isNew || (settingsFrom !== undefined && end.completed >= settingsFrom)) {
+        // The client's own settings, which a connection may refuse for what others did there (temp_buffers); or its path, on a
+        // connection that nobody had before it.
+        if (isNew || (settingsFrom !== undefined && end.completed >= settingsFrom && client?.mayBeRefused === true)) {
           return client?.onRefused(settingRefused(end.error))
         }
         detail = `${end.error.sqlState} ${end.error.message}`
@@ -706,6 +723,8 @@ export class Pool {
     }
     group.refusal = null
     if (generation !== group.generation) connection.retired = true
+    // In session mode nobody else could use it.
+    if (group.owner?.references === 0) return this.#close(connection)
     this.#putOnFloor(connection)
     if (group.owner !== null) this.#reached()
     this.#settle(connection)

@@ -19,6 +19,8 @@ export interface PoolClient extends Lessee {
   readonly tenant: PoolTenant
   readonly settings: ClientSettings
   readonly waiter: Waiter<PoolTenant, PoolClient>
+  /** Its settings are new: the server's refusal of one is an answer. Else another connection is tried first. */
+  readonly mayBeRefused: boolean
   /** It is leased to you, with your path and settings. */
   onGranted(connection: Connection): void
   /** The body of a NotificationResponse that came while the pool spoke with your connection's server. */

@@ -10,6 +10,7 @@
  * - all else shares its batch, so that a failure skips the rest; separate Query messages would go on.
  * - `client_encoding` comes near the end, for all before it is written in UTF-8.
  */
+import { createHash } from "node:crypto"
 import { runUnnamed, sync } from "../protocol/Frontend.ts"
 
 /** What a client asked for at startup, beside its path: canonical, so that two equal ones have one key. */
@@ -28,13 +29,16 @@ export const noSettings: ClientSettings = { key: "", list: [] }
 const rank = (name: string): number => setLast.indexOf(name)
 const setLast = ["session_authorization", "role", "client_encoding", "statement_timeout"]
 
+/** A setting may be of any length, and its key stands in many places. */
+const keyOf = (text: string): string => (text.length < 128 ? text : createHash("sha256").update(text).digest("base64"))
+
 /** Parameter names are not case-sensitive; of two values for one name the later holds. */
 export const clientSettings = (given: Iterable<readonly [name: string, value: string]>): ClientSettings => {
   const byName = new Map<string, string>()
   for (const [name, value] of given) byName.set(name.toLowerCase(), value)
   if (byName.size === 0) return noSettings
   const list = [...byName].sort(([a], [b]) => rank(a) - rank(b) || (a < b ? -1 : 1))
-  return { key: JSON.stringify(list), list }
+  return { key: keyOf(JSON.stringify(list)), list }
 }
 
 /** A schema's name as SQL: always quoted, so that no name can be a keyword, a list or anything else. */
@@ -113,11 +117,16 @@ export const forgetAll: Conversation = {
   forgets: true
 }
 
+/** What is written next must be read as UTF-8, and by a role that may do what it says. */
+const asOurselves = ["SET client_encoding = 'UTF8'", "SET SESSION AUTHORIZATION DEFAULT", "SET ROLE NONE"].map(
+  runUnnamed
+)
+
 /** The path and the settings again, on a connection that keeps all else: its client may have changed them. */
 export const restore = (path: ReadonlyArray<string>, settings: ClientSettings): Conversation => ({
-  bytes: Buffer.concat([setPath(path), ...settings.list.map(set), sync]),
+  bytes: Buffer.concat([...asOurselves, setPath(path), ...settings.list.map(set), sync]),
   readyForQueries: 1,
-  commands: [1 + settings.list.length]
+  commands: [asOurselves.length + 1 + settings.list.length]
 })
 
 /** All of it, from whatever state: for another tenant, or where the state is not known. `path` has at least one schema. */

@@ -93,6 +93,8 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
   /** Names of statements there whose plans a change of the schema has broken: to be closed. */
   readonly brokenStatements: Array<string> = []
   cancelsInFlight = 0
+  /** Told when they have ended. */
+  readonly onCancelsEnded: Array<() => void> = []
   /** When what it is at must be over, on the clock's milliseconds. */
   deadline = Number.POSITIVE_INFINITY
   lessee: Lessee | null = null
@@ -170,6 +172,7 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
     const conversation = this.#conversation
     for (const frame of frames) {
       if (conversation !== null && conversation === this.#conversation) this.#hear(conversation, frame)
+      else if (frame.type === Backend.notificationResponse) conversation?.onNotification?.(frame.body)
       else this.#hearWhileIdle(frame)
     }
   }

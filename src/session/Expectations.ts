@@ -56,6 +56,8 @@ const plain = (expected: Expected): Entry => ({ expected, answer: Answer.forward
 /** The frequent entries, made once: pushing one allocates nothing. */
 export const entries = {
   query: plain(Expected.query),
+  /** Of one SET LOCAL or the like: its tag is no trace. */
+  localSet: plain(Expected.query),
   functionCall: plain(Expected.functionCall),
   sync: plain(Expected.sync),
   parse: plain(Expected.parse),

@@ -92,11 +92,15 @@ export class LiveSessions {
     return this.#byTenant.get(tenantKey) ?? new Set()
   }
 
-  /** A guess, or the key of a session that is over, does nothing and says nothing. */
-  cancel(processId: number, secretKey: Buffer): void {
-    const relay = this.#cancellation.find(processId, secretKey)
-    if (relay === null) this.cancelsWithoutEffect++
-    else relay.cancel()
+  /** A guess, or the key of a session that is over, does nothing and says nothing. Ends when the cancel is over. */
+  cancel(processId: number, secretKey: Buffer): Effect.Effect<void> {
+    return Effect.callback<void>((resume) => {
+      const relay = this.#cancellation.find(processId, secretKey)
+      const done = () => resume(Effect.void)
+      if (relay !== null) return void relay.cancel(done)
+      this.cancelsWithoutEffect++
+      done()
+    })
   }
 
   /** Never succeeds; fails when the draining begins. For those that still log in. */

@@ -5,11 +5,12 @@
  * A text that hides it (in a function, in EXECUTE) is not recognized: what it makes is gone with the transaction. Pure.
  */
 import type { Hold } from "../pool/Inspection.ts"
+import { bare } from "./Traces.ts"
 
 const start = String.raw`(?:^|;)\s*`
 
 const needs: ReadonlyArray<readonly [Hold, RegExp]> = [
-  ["LISTEN", new RegExp(`${start}listen\\s`, "i")],
+  ["LISTEN", new RegExp(`${start}listen[\\s"]`, "i")],
   ["cursor WITH HOLD", /\bdeclare\s[^;]*\swith\s+hold\b/i],
   ["PREPARE", new RegExp(`${start}prepare\\s+(?!transaction\\b)`, "i")],
   [
@@ -20,4 +21,7 @@ const needs: ReadonlyArray<readonly [Hold, RegExp]> = [
 ]
 
 /** A look at all of these costs 0.3 µs. */
-export const needsSession = (text: string): Hold | null => needs.find(([, pattern]) => pattern.test(text))?.[0] ?? null
+export const needsSession = (text: string): Hold | null => {
+  const said = bare(text, "without literals")
+  return needs.find(([, pattern]) => pattern.test(said))?.[0] ?? null
+}

@@ -23,6 +23,7 @@ export const MAX_STATEMENT_BYTES_PER_CLIENT = 16 * 1024 * 1024
 /** Nobody can guess the names that stand on a server connection, so no client can name another's statement. */
 const serverNamePrefix = `perseus_${randomBytes(6).toString("hex")}_`
 let serverNames = 0
+let leases = 0
 
 interface Statement {
   /** Query text and parameter types, as they stood in the client's Parse. */
@@ -48,6 +49,11 @@ export class PreparedStatements {
   #unnamedBehindSync = false
   /** Unnamed Parses that are not answered. */
   #unnamedOwed = 0
+  /** Sent and not answered: statements of this lease by their key, and in which batch they were sent. */
+  readonly #inBatch = new Map<string, number>()
+  #batch = 0
+  /** Tells one lease with changed settings from every other. */
+  #lease = 0
   readonly #traces: Traces
   readonly #maxOnConnection: () => number
 
@@ -72,6 +78,9 @@ export class PreparedStatements {
     this.#unnamed = "elsewhere"
     this.#unnamedParse = null
     this.#unnamedOwed = 0
+    this.#inBatch.clear()
+    this.#traces.changes = 0
+    this.#lease = ++leases
   }
 
   /** What is expected for an unnamed Parse. */
@@ -84,8 +93,8 @@ export class PreparedStatements {
     },
     // What was there before it may still be; nobody counts on that.
     onSkipped: () => {
-      this.#unnamedOwed--
-      this.dropUnnamed()
+      // One that was sent behind it may stand.
+      if (--this.#unnamedOwed === 0) this.dropUnnamed()
     }
   }
 
@@ -104,6 +113,7 @@ export class PreparedStatements {
    * somebody else's leftover.
    */
   onSync(): void {
+    this.#batch++
     if (this.#unnamed === "sent") this.#unnamedBehindSync = true
   }
 
@@ -165,21 +175,17 @@ export class PreparedStatements {
     const rest = Buffer.from(message.subarray(nameEnd + 1))
     const statement = statementOf(rest)
     this.#remember(name, statement)
-    this.#traces.onStatement(statement.hint)
-    const key = keyOn(connection, statement)
-    const known = connection.statements.has(key)
-    const first = known ? [] : this.#makeRoom(connection, expectations)
+    const key = this.#keyOn(connection, statement)
+    if (this.#isThere(key, connection)) {
+      this.#use(key, connection)
+      const onSkipped = () => this.#forget(name)
+      expectations.pushExtended({ expected: Expected.parse, answer: Answer.makeUp, bytes: parseComplete, onSkipped })
+      return []
+    }
+    const first = this.#makeRoom(connection, expectations)
     const serverName = this.#use(key, connection)
-    expectations.pushExtended({
-      expected: Expected.parse,
-      answer: known ? Answer.makeUp : Answer.forward,
-      bytes: known ? parseComplete : null,
-      onSkipped: () => {
-        this.#forget(name)
-        if (!known) connection.statements.delete(key)
-      }
-    })
-    return known ? [] : [...first, parse(serverName, rest)]
+    this.#expectParse(expectations, connection, key, serverName, Answer.forward, () => this.#forget(name))
+    return [...first, parse(serverName, rest)]
   }
 
   /** Bind: `message` reaches at least to the end of both names, `length` is its length word; the rest follows as it is. */
@@ -240,7 +246,7 @@ export class PreparedStatements {
     const statement = this.#byName.get(name)!
     const [serverName, first] = this.#ensure(statement, connection, expectations)
     this.#forget(name)
-    connection.statements.delete(keyOn(connection, statement))
+    connection.statements.delete(this.#keyOn(connection, statement))
     this.onUnnamedParse(null)
     expectations.pushExtended(this.unnamedEntry)
     return [...first, parse("", Buffer.from(`DEALLOCATE "${serverName}"\0\0\0`))]
@@ -290,18 +296,61 @@ export class PreparedStatements {
     connection: Connection,
     expectations: Expectations
   ): readonly [serverName: string, first: Rewritten] {
+    const key = this.#keyOn(connection, statement)
+    // Behind the key: what it may change holds for those that come after it.
     this.#traces.onStatement(statement.hint)
-    const key = keyOn(connection, statement)
-    if (connection.statements.has(key)) return [this.#use(key, connection), []]
+    if (this.#isThere(key, connection)) return [this.#use(key, connection), []]
     const first = this.#makeRoom(connection, expectations)
     const serverName = this.#use(key, connection)
+    this.#expectParse(expectations, connection, key, serverName, Answer.drop, () => {})
+    return [serverName, [...first, parse(serverName, statement.rest)]]
+  }
+
+  /**
+   * Whether the connection has it. One that was sent in an earlier batch and is not answered may have been skipped there: then
+   * it is prepared once more, under another name.
+   */
+  #isThere(key: string, connection: Connection): boolean {
+    const name = connection.statements.get(key)
+    if (name === undefined) return false
+    const batch = this.#inBatch.get(key)
+    if (batch === undefined || batch === this.#batch) return true
+    connection.statements.delete(key)
+    connection.brokenStatements.push(name)
+    return false
+  }
+
+  #expectParse(
+    expectations: Expectations,
+    connection: Connection,
+    key: string,
+    serverName: string,
+    answer: Answer,
+    onSkipped: () => void
+  ): void {
+    this.#inBatch.set(key, this.#batch)
     expectations.pushExtended({
       expected: Expected.parse,
-      answer: Answer.drop,
+      answer,
       bytes: null,
-      onSkipped: () => connection.statements.delete(key)
+      onAnswered: () => {
+        if (connection.statements.get(key) === serverName) this.#inBatch.delete(key)
+      },
+      onSkipped: () => {
+        if (connection.statements.get(key) === serverName) connection.statements.delete(key)
+        onSkipped()
+      }
     })
-    return [serverName, [...first, parse(serverName, statement.rest)]]
+  }
+
+  /**
+   * Tenants have each their own on a connection, and what a statement says is fixed under the settings that hold when it is
+   * parsed: those of the lease's beginning, or others since, which nobody shares.
+   */
+  #keyOn(connection: Connection, statement: Statement): string {
+    const { changes } = this.#traces
+    const own = changes === 0 ? "" : `\0${this.#lease}.${changes}`
+    return `${connection.settings.key}\0${statement.digest}${own}`
   }
 
   /** Its name there, now the one used last. */
@@ -349,6 +398,3 @@ const nameOf = (message: Buffer, from: number, end: number): string => message.t
 
 /** The inverse of `nameOf`, with its terminator. */
 const nameBytes = (name: string): Buffer => Buffer.from(`${name}\0`, "latin1")
-
-const keyOn = (connection: Connection, statement: Statement): string =>
-  `${connection.settings.key}\0${statement.digest}`

@@ -22,7 +22,7 @@ import {
 import type { Transport, TransportHandler } from "../net/Transport.ts"
 import type { Pool } from "../pool/Pool.ts"
 import type { Connection, PoolClient, PoolTenant } from "../pool/PoolTenant.ts"
-import type { Findings, Hold } from "../pool/Inspection.ts"
+import { MAX_SETTING_LENGTH, type Findings, type Hold } from "../pool/Inspection.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
 import { Waiter } from "../pool/WaitQueue.ts"
 import {
@@ -48,7 +48,7 @@ import { frame } from "../protocol/Encoder.ts"
 import { terminate } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
 import { CommandTags } from "./CommandTags.ts"
-import { Expectations } from "./Expectations.ts"
+import { entries, Expectations } from "./Expectations.ts"
 import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
 import { PreparedStatements } from "./PreparedStatements.ts"
@@ -87,6 +87,7 @@ export type RelayState = "idle" | "waiting" | "active" | "ended"
 
 export class Relay implements TransportHandler, PoolClient {
   settings: ClientSettings
+  readonly mayBeRefused = false
   readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
   readonly #client: Transport
   #pool: Pool
@@ -219,6 +220,7 @@ export class Relay implements TransportHandler, PoolClient {
   onDrain(): void {
     this.#clientStalled = false
     if (this.#serverPaused) this.#resumeServer()
+    if (this.#resting) return this.#hearOn()
     if (this.#server !== null || this.#waiting || this.#inspecting) return
     this.#resumeClient()
     this.#advance()
@@ -227,7 +229,8 @@ export class Relay implements TransportHandler, PoolClient {
   onClose(): void {
     this.#clientGone = true
     // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
-    const mayFinish = this.#waiting ? this.#endsInTerminate() : this.#terminating && this.#expectations.serverBusy
+    const waits = this.#waiting || this.#inspecting
+    const mayFinish = waits ? this.#endsInTerminate() : this.#terminating && this.#expectations.serverBusy
     if (!mayFinish) return this.#end(null)
     this.#clientStalled = false
     if (this.#serverPaused) this.#resumeServer()
@@ -415,7 +418,6 @@ export class Relay implements TransportHandler, PoolClient {
     this.#counters.transactions++
     this.#statements.endLease()
     const traces = this.#traces
-    if (traces.any) connection.stateKnown = false
     if (this.#isLeaving || this.#expectations.inDoubt || this.#serverSaidFatal) return this.#release()
     if (this.#tenant.mode === "session") return this.#rest()
     const holds = traces.holds && this.#pool.pins
@@ -434,7 +436,11 @@ export class Relay implements TransportHandler, PoolClient {
     this.#traces.clear()
     // Ours may have taken its place.
     this.#statements.beginLease()
-    if (this.#clientStalled) return
+    this.#serverCarry ??= this.#server!.takePending()
+    if (!this.#clientStalled) this.#hearOn()
+  }
+
+  #hearOn(): void {
     this.#resumeClient()
     if (this.#held.length > 0 && this.#held.length >= this.#heldNeeded) this.#forwardHeld()
   }
@@ -471,8 +477,13 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   #onFindings(connection: Connection, { settings, holds, unsettled }: Findings, askedForHolds: boolean): void {
-    if (settings !== null) this.settings = clientSettings([...this.#startup.list, ...settings])
+    if (settings !== null) {
+      if (sizeOf(settings) > MAX_SETTING_LENGTH) return this.#end(tooLargeSettings)
+      this.settings = clientSettings([...this.#startup.list, ...settings])
+    }
     const keeps = askedForHolds ? holds.length > 0 : connection.pinned
+    if (askedForHolds) this.#traces.holds = false
+    if (this.#clientGone) return this.#restore(connection)
     if (!keeps || this.#isLeaving) return this.#release()
     const before = connection.pinned
     if (!this.#pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
@@ -494,7 +505,11 @@ export class Relay implements TransportHandler, PoolClient {
     this.#hush(connection)
     this.#pool.restore(connection, this, (fine) => {
       if (!this.#isBack(connection, fine)) return
-      if (this.#isLeaving) this.#release()
+      if (this.#clientGone) {
+        // It has said goodbye, behind something that it still wants done.
+        this.#forwardHeld()
+        this.#goneWhileWaiting()
+      } else if (this.#isLeaving) this.#release()
       else this.#rest()
     })
   }
@@ -549,7 +564,6 @@ export class Relay implements TransportHandler, PoolClient {
     const end = chunk.length
     const wasBusy = this.#serverBusy
     const lease = { connection: this.#server!, pool: this.#pool, tenant: this.#tenant }
-    this.#resting = false
     let rewritten: Array<Buffer> | null = null
     let added = 0
     let at = Math.min(this.#clientRest, end)
@@ -578,6 +592,10 @@ export class Relay implements TransportHandler, PoolClient {
         from = at + translated.length
       }
       at = next
+    }
+    if (at > 0 && this.#resting) {
+      this.#resting = false
+      this.#idleSince = this.#now()
     }
     if (at > end) this.#clientRest = at - end
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
@@ -697,7 +715,7 @@ export class Relay implements TransportHandler, PoolClient {
           return false
         }
         // A server that goes says so behind an answer that was complete: that is no concern of this client's.
-        return !(atBorder && this.#serverSaidFatal) && this.#expectations.onError()
+        return !(atBorder && this.#serverSaidFatal && !this.#resting) && this.#expectations.onError()
       }
       case Backend.parameterStatus:
         this.#hearParameter(chunk, at, next)
@@ -712,7 +730,7 @@ export class Relay implements TransportHandler, PoolClient {
     if (at === next) return this.#traces.onCommand(CommandTags.anything)
     const from = at + HEADER_LENGTH
     const tag = CommandTags.read(chunk, from, next)
-    if (tag === CommandTags.harmless) return
+    if (tag === CommandTags.harmless || this.#expectations.head === entries.localSet) return
     this.#traces.onCommand(tag)
     if (!CommandTags.dropsStatements(chunk, from, next)) return
     this.#server!.statements.clear()
@@ -722,10 +740,9 @@ export class Relay implements TransportHandler, PoolClient {
   #hearError(chunk: Buffer, at: number, next: number): void {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     this.#counters.countError(error.sqlState)
-    this.#traces.onError()
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
-    if (error.sqlState === SqlState.featureNotSupported) this.#server!.breakStatements()
-    if (error.sqlState === SqlState.undefinedPreparedStatement) this.#server!.stateKnown = false
+    if (error.sqlState === SqlState.featureNotSupported) this.#server?.breakStatements()
+    if (error.sqlState === SqlState.undefinedPreparedStatement && this.#server !== null) this.#server.stateKnown = false
     if (isFatal(error)) this.#serverSaidFatal = true
   }
 
@@ -733,7 +750,7 @@ export class Relay implements TransportHandler, PoolClient {
   #hearParameter(chunk: Buffer, at: number, next: number): void {
     const parameter = decodeParameterStatus(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     if (parameter !== null) {
-      this.#server!.parameters.set(...parameter)
+      this.#server?.parameters.set(...parameter)
       this.#told.set(...parameter)
     }
     this.#traces.onReport()
@@ -788,14 +805,17 @@ export class Relay implements TransportHandler, PoolClient {
 
   // ---- from elsewhere in the house
 
-  /** A CancelRequest with this session's key. Nothing happens where nothing runs. */
-  cancel(): void {
+  /**
+   * A CancelRequest with this session's key. Nothing happens where nothing runs. `done` is called when no signal of it can come
+   * any more: PostgreSQL's clients wait for that before they ask for anything else, or it would be cancelled in its place.
+   */
+  cancel(done: () => void): void {
+    if (this.#server !== null && this.#expectations.settled === false) return this.#pool.cancel(this.#server, done)
     if (this.#waiting) {
       this.#pool.leave(this)
       this.onRefused(new CancelledWhileWaiting())
-    } else if (this.#server !== null && this.#expectations.settled === false) {
-      this.#pool.cancel(this.#server)
     }
+    done()
   }
 
   /** Ends the session with these words once it holds nothing: now, or when its transaction is over. */
@@ -886,6 +906,14 @@ const faultFields = (fault: SessionFault) => ({
   sqlState: fault.sqlState,
   message: fault.clientMessage,
   hint: fault.hint
+})
+
+const sizeOf = (settings: ReadonlyArray<readonly [string, string]>): number =>
+  settings.reduce((size, [name, value]) => size + name.length + value.length, 0)
+
+const tooLargeSettings = new FeatureNotSupported({
+  feature: `more than ${MAX_SETTING_LENGTH / 1024} kB of settings in a session that shares its connections`,
+  advice: "Use SET LOCAL or set_config(…, true), or session mode for this tenant."
 })
 
 /** A whole Close as chapter "Message Formats" has it. */

@@ -119,7 +119,7 @@ const logIn = Effect.fnUntraced(function* (
 ): Effect.fn.Return<LoggedInClient | null, SessionFault | TlsHandshakeFailed | ReadFailure, Scope.Scope> {
   const request = yield* negotiate(reader, transport, house.tls.toClients())
   if (request._tag === "Cancel") {
-    house.live.cancel(request.processId, request.secretKey)
+    yield* house.live.cancel(request.processId, request.secretKey)
     return null
   }
   if (house.live.draining) return yield* new ShuttingDown()

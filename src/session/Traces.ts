@@ -25,22 +25,32 @@ export const noHint: Hint = { settings: false, holds: false, customNames: [], se
 export const anyHint: Hint = { settings: true, holds: true, customNames: [], setsLocally: false }
 
 /** One look at each text: 0.1 µs where there is nothing. */
-const telltale = /advisory_(?!xact_)|set_config|\btemp|pg_temp|(?:^|;)\s*set\s/i
+const telltale = /advisory_(?!xact_)|set_config|\btemp|pg_temp|(?:^|[;/\n])\s*set\s/i
 const holding = /advisory_(?!xact_)|\btemp|pg_temp/i
 const localSet = /^\s*set\s+(?:local|transaction|constraints)\s[^;]*;?\s*$/i
 /** The usual `set_config('app.user', $1, true)`, which ends with its transaction. */
 const localConfig = /set_config\s*\(\s*'[^']*'\s*,\s*(?:'[^']*'|\$\d+(?:\s*::\s*\w+)?)\s*,\s*true\s*\)/gi
-const customSet =
-  /(?:^|;)\s*set\s+(?:session\s+)?"?([a-z_][\w$]*(?:\.[\w$]+)+)|set_config\s*\(\s*'([a-z_][\w$]*(?:\.[\w$]+)+)'/gi
+const customName = String.raw`("?[a-z_][\w$]*"?(?:\s*\.\s*"?[\w$]+"?)+)`
+const customSet = new RegExp(String.raw`(?:^|;)\s*set\s+(?:session\s+)?${customName}`, "gi")
+const customConfig = new RegExp(String.raw`set_config\s*\(\s*e?'${customName}'`, "gi")
+const sets = /(?:^|;)\s*set\s/i
+
+/** Comments, and what stands in quotes where `literals` says so, are blanks. */
+export const bare = (text: string, literals: "with literals" | "without literals"): string =>
+  text.replaceAll(/'(?:[^']|'')*'|\$(\w*)\$[\s\S]*?\$\1\$|--[^\n]*|\/\*[\s\S]*?\*\//g, (piece) =>
+    piece.startsWith("-") || piece.startsWith("/") ? " " : literals === "with literals" ? piece : "''"
+  )
 
 export const hintOf = (text: string): Hint => {
   if (!telltale.test(text)) return noHint
-  return {
-    settings: /set_config/i.test(text.replaceAll(localConfig, "")),
-    holds: holding.test(text),
-    customNames: Array.from(text.matchAll(customSet), ([, set, config]) => set ?? config ?? ""),
-    setsLocally: localSet.test(text)
-  }
+  const said = bare(text, "with literals")
+  const settings = /set_config/i.test(said.replaceAll(localConfig, ""))
+  const holds = holding.test(said)
+  const setsLocally = localSet.test(said)
+  if (!settings && !holds && !setsLocally && !sets.test(said) && !/set_config/i.test(said)) return noHint
+  const names = [...said.matchAll(customSet), ...said.matchAll(customConfig)]
+  const customNames = names.map(([, name = ""]) => name.replaceAll(/[\s"]/g, ""))
+  return { settings, holds, customNames, setsLocally }
 }
 
 export class Traces {
@@ -48,7 +58,8 @@ export class Traces {
   holds = false
   /** For as long as the client lives. */
   readonly customNames = new Set<string>()
-  #localSets = 0
+  /** How often settings may have changed in this lease: a statement parsed under one is not what it is under another. */
+  changes = 0
 
   get any(): boolean {
     return this.settings || this.holds
@@ -58,12 +69,12 @@ export class Traces {
   clear(): void {
     this.settings = false
     this.holds = false
-    this.#localSets = 0
   }
 
   /** A statement with this text is sent, or one that was prepared is used. */
   onStatement(hint: Hint): void {
     if (hint === noHint) return
+    this.changes++
     if (hint.settings) this.settings = true
     if (hint.holds) this.holds = true
     for (const name of hint.customNames) {
@@ -71,20 +82,12 @@ export class Traces {
     }
   }
 
-  /** A simple Query with this text is sent: what its tag tells is known before. */
-  onQuery(hint: Hint): void {
-    this.onStatement(hint)
-    if (hint.setsLocally) this.#localSets++
-  }
-
   onCommand(tag: CommandTag): void {
+    if (tag !== CommandTags.harmless && tag !== CommandTags.other) this.changes++
     switch (tag) {
       case CommandTags.harmless:
         return
       case CommandTags.set:
-        if (this.#localSets > 0) this.#localSets--
-        else this.settings = true
-        return
       case CommandTags.reset:
         this.settings = true
         return
@@ -99,11 +102,7 @@ export class Traces {
 
   /** A setting that the server reports has changed. */
   onReport(): void {
+    this.changes++
     this.settings = true
-  }
-
-  /** What was to come locally may not come: the tags behind it are believed no more. */
-  onError(): void {
-    this.#localSets = 0
   }
 }

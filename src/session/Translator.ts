@@ -83,15 +83,26 @@ export class Translator {
     }
     if (passesNames(lease)) {
       // A name that is not followed must not meet another client.
-      if (type === Frontend.parse) lease.connection.stateKnown = false
+      if (type === Frontend.parse) this.#passParse(lease, chunk, at, next)
       this.#state.expectations.pushExtended(plainEntries[type]!)
       return null
     }
     return this.#extended(lease, type, chunk, at, next, length)
   }
 
+  #passParse({ connection, tenant }: Lease, chunk: Buffer, at: number, next: number): void {
+    if (tenant.mode === "session") return
+    connection.stateKnown = false
+    const whole = next <= chunk.length
+    const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, Math.min(next, chunk.length))
+    const textEnd = indexOfNul(chunk, nameEnd + 1, Math.min(next, chunk.length))
+    this.#state.traces.onStatement(
+      whole && textEnd !== -1 ? hintOf(chunk.toString("latin1", nameEnd + 1, textEnd)) : anyHint
+    )
+  }
+
   #expect(type: number): void {
-    const { expectations, statements } = this.#state
+    const { expectations, statements, traces } = this.#state
     switch (type) {
       case Frontend.sync:
         statements.onSync()
@@ -104,6 +115,8 @@ export class Translator {
       case Frontend.copyFail:
         return expectations.pushCopyEnd()
       case Frontend.functionCall:
+        // It has neither text nor tag.
+        traces.onStatement(anyHint)
         return expectations.pushSimple(entries.functionCall)
     }
   }
@@ -114,7 +127,7 @@ export class Translator {
     const { expectations, statements, traces } = this.#state
     statements.dropUnnamed()
     if (next > chunk.length) {
-      traces.onQuery(anyHint)
+      traces.onStatement(anyHint)
       expectations.pushSimple(entries.query)
       return null
     }
@@ -124,10 +137,11 @@ export class Translator {
       const name = deallocated(text)
       if (name !== null && statements.has(name)) return { by: this.#deallocate(name), length: whole }
     }
-    traces.onQuery(hintOf(text))
+    const hint = hintOf(text)
+    traces.onStatement(hint)
     const need = this.#mustRefuse(lease) ? needsSession(text) : null
     if (need === null) {
-      expectations.pushSimple(entries.query)
+      expectations.pushSimple(hint.setsLocally ? entries.localSet : entries.query)
       return null
     }
     expectations.pushSimple({ ...entries.query, errorInstead: errorFor(need) })
@@ -157,7 +171,10 @@ export class Translator {
     const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
     const need = needsSession(chunk.toString("latin1", nameEnd + 1, next))
     if (need === null) return null
-    this.#state.expectations.pushExtended({ ...entries.parse, errorInstead: errorFor(need) })
+    const { expectations, statements } = this.#state
+    // As any Parse that fails, it does away with the unnamed statement.
+    const onSkipped = () => statements.dropUnnamed()
+    expectations.pushExtended({ ...entries.parse, errorInstead: errorFor(need), onSkipped })
     return { by: [refusedParse], length: next - at }
   }
 

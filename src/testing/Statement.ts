@@ -7,7 +7,7 @@
  * | `SET [SESSION \| LOCAL] name = value`, `SET … TO`, `RESET name`, `RESET ALL`, `SHOW name` | as in PostgreSQL |
  * | `DISCARD ALL`, `DEALLOCATE name`, `DEALLOCATE ALL` | as in PostgreSQL |
  * | `LISTEN`, `UNLISTEN`, `NOTIFY` | as in PostgreSQL, but LISTEN does not wait for a commit |
- * | `SELECT 'setting', …`, `SELECT 'hold', …` | what the pool asks between two leases: rows of kind, name and value |
+ * | `WITH known AS …`, `SELECT 'hold', …` | what the pool asks between two leases: rows of kind, name and value |
  * | `SELECT whoami` | one row: search_path, user, process id of the connection |
  * | `SELECT 'text'`, `SELECT 1`, `SELECT $1` | one row of one column |
  * | `SELECT error`, `SELECT 1/0` | fails with 22012 |
@@ -96,8 +96,8 @@ const rule = (pattern: string, statement: Rule[1]): Rule => [
 
 const rules: ReadonlyArray<Rule> = [
   rule("SELECT WHOAMI", () => ({ _tag: "Whoami" })),
-  rule("SELECT 'setting',.+ UNION ALL SELECT 'hold',.+", () => ({ _tag: "Inspection", settings: true, holds: true })),
-  rule("SELECT 'setting',.+", () => ({ _tag: "Inspection", settings: true, holds: false })),
+  rule("WITH known AS.+ UNION ALL SELECT 'hold',.+", () => ({ _tag: "Inspection", settings: true, holds: true })),
+  rule("WITH known AS.+", () => ({ _tag: "Inspection", settings: true, holds: false })),
   rule("SELECT 'hold',.+", () => ({ _tag: "Inspection", settings: false, holds: true })),
   rule("SELECT (?:ERROR|1/0)", () => ({ _tag: "Failure" })),
   rule(String.raw`SELECT \$(\d+)`, (index) => ({ _tag: "Parameter", index: Number(index) - 1 })),

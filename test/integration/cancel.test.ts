@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Net from "node:net"
 import { delay, faultyServer, pass, sqlOf, type Fault } from "../support/faultyServer.ts"
 import { eventually, startPerseus, whole, type TestPerseus } from "../support/perseus.ts"
@@ -202,12 +203,16 @@ describe("a cancel request", () => {
       yield* server.inject(delayedCancels(new Promise((resolve) => (letGo = resolve))))
       red.send(query("SELECT pg_sleep(0.3), 'red'"))
       yield* runs(perseus, "'red'")
-      yield* cancel(perseus, red.key)
+      // Its own end comes with the server's: until then another query of that session could be hit.
+      const canceller = yield* Effect.forkChild(cancel(perseus, red.key), { startImmediately: true })
+      yield* eventually(Effect.sync(perseus.pool), ({ statistics }) => statistics.cancelsForwarded === 1)
       assert.deepStrictEqual(rowsOf(yield* red.ready()), ["|red"])
       green.send(query("SELECT pg_sleep(0.1), 'green'"))
       yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
+      assert.isUndefined(canceller.pollUnsafe())
       letGo()
       assert.deepStrictEqual(rowsOf(yield* green.ready()), ["|green"])
+      yield* Fiber.join(canceller)
       assert.strictEqual((yield* whole(perseus)).statistics.opened, 1)
     })
   )
