@@ -178,8 +178,8 @@ class Parameters {
 
   rest(): Result.Result<Readonly<Record<string, string>>, string> {
     for (const [name, value] of this.values) {
-      if (name.startsWith("pool_")) return Result.fail(`${name}: is not a setting of the pool`)
       if (!/^[A-Za-z_][A-Za-z0-9_.]*$/.test(name)) return Result.fail("a parameter has a name that no setting has")
+      if (name.startsWith("pool_")) return Result.fail(`${name}: is not a setting of the pool`)
       if (value.includes("\0")) return Result.fail(`${name}: must not have a NUL`)
       if (name.toLowerCase() === "client_encoding" && !/^utf-?8$/i.test(value)) {
         return Result.fail("client_encoding: must be UTF8")

@@ -167,6 +167,7 @@ describe("parse", () => {
       ["target_session_attrs=read-write", "target_session_attrs: is not supported"],
       ["client_encoding=latin1", "client_encoding: must be UTF8"],
       ["a%00b=c", "a parameter has a name that no setting has"],
+      ["pool_max%20conns=5", "a parameter has a name that no setting has"],
       ["search_path=a%00b", "search_path: must not have a NUL"]
     ]
     for (const [parameter, reason] of cases) assert.strictEqual(refused(withParameter(parameter)), reason)
@@ -181,6 +182,7 @@ describe("parse", () => {
       ["postgres://u:12#hunter2@h/d", /%23/],
       ["postgres://u:hun/ter2@h/d", /%2F/],
       ["postgres://u:hun?ter2@h/d", /%3F/],
+      ["postgres:///d?user=u&pool_%3Ahunter2@h=1", /^a parameter has a name that no setting has$/],
       ["postgres://u:hunter2@h:99999/d", /not a URL/],
       ["postgres://u:hunter2%zz@h/d", /^its password has a %/],
       ["postgres://h/d", /^it names no user/],
