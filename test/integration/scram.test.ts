@@ -5,34 +5,13 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { execFile, spawnSync } from "node:child_process"
-import { pbkdf2Sync, randomUUID } from "node:crypto"
+import { pbkdf2Sync } from "node:crypto"
 import { Client } from "pg"
 import postgres from "postgres"
 import { saslPrep } from "../../src/protocol/SaslPrep.ts"
 import * as Scram from "../../src/protocol/Scram.ts"
 import { startPerseus, type TestPerseus } from "../support/perseus.ts"
-import { connection, databaseOn } from "../support/postgres.ts"
-
-/** What PostgreSQL keeps of these passwords: it prepares, salts and hashes them itself. */
-const writtenByPostgres = (passwords: ReadonlyArray<string>, iterations = 4096) =>
-  Effect.gen(function* () {
-    const maintenance = databaseOn(connection(), "postgres")
-    const role = yield* Effect.acquireRelease(
-      Effect.sync(() => `role_${randomUUID().replaceAll("-", "")}`),
-      (name) => maintenance.query(`DROP ROLE IF EXISTS ${name}`)
-    )
-    return yield* Effect.forEach(passwords, (password, index) =>
-      Effect.gen(function* () {
-        const literal = `E'${password.replaceAll(/['\\]/g, "\\$&")}'`
-        yield* maintenance.script(
-          `SET scram_iterations = ${iterations}; SET password_encryption = 'scram-sha-256';
-           ${index === 0 ? "CREATE" : "ALTER"} ROLE ${role} PASSWORD ${literal}`
-        )
-        const rows = yield* maintenance.query("SELECT rolpassword FROM pg_authid WHERE rolname = $1", [role])
-        return String(rows[0]?.["rolpassword"])
-      })
-    )
-  })
+import { writtenByPostgres } from "../support/verifiers.ts"
 
 const psql = (perseus: TestPerseus, password: string, more: Readonly<Record<string, string>> = {}) =>
   Effect.callback<{ readonly output: string; readonly errors: string }>((resume) => {

@@ -8,14 +8,12 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import { mkdtemp, rename, rm, writeFile } from "node:fs/promises"
 import * as Net from "node:net"
-import { tmpdir } from "node:os"
-import * as path from "node:path"
 import * as NodeTls from "node:tls"
 import { Client, type ClientConfig } from "pg"
-import { authority, signedBy, type Certificate } from "../support/certificates.ts"
+import { authority, pemFiles, signedBy, type Certificate } from "../support/certificates.ts"
 import { installed, run } from "../support/clientProgram.ts"
+import { manInTheMiddle, withoutPlus } from "../support/manInTheMiddle.ts"
 import { eventually, isWhole, startPerseus, type TestPerseus } from "../support/perseus.ts"
 import { ownPostgres, type Server } from "../support/postgres.ts"
 import {
@@ -28,25 +26,11 @@ import {
   startup,
   typesOf
 } from "../support/rawClient.ts"
+import { writtenByPostgres } from "../support/verifiers.ts"
 
 const ca = authority()
 const stranger = authority("Another CA")
 const LOOPBACK = "127.0.0.1"
-
-/** PEM files in a directory of the test's own. A new content replaces the old at once. */
-const directory = Effect.gen(function* () {
-  const root = yield* Effect.acquireRelease(
-    Effect.promise(() => mkdtemp(path.join(tmpdir(), "perseus-tls-"))),
-    (root) => Effect.promise(() => rm(root, { recursive: true }))
-  )
-  return (name: string, text: string) =>
-    Effect.promise(async () => {
-      const file = path.join(root, name)
-      await writeFile(`${file}.new`, text, { mode: 0o600 })
-      await rename(`${file}.new`, file)
-      return file
-    })
-})
 
 /** Perseus with a certificate of its own for its clients. */
 const withClients = (
@@ -55,7 +39,7 @@ const withClients = (
   LimitSettings = {}
 ) =>
   Effect.gen(function* () {
-    const write = yield* directory
+    const write = yield* pemFiles
     const TLSSettings = {
       ClientMode,
       ClientCertFile: yield* write("server.crt", certificate.cert),
@@ -194,6 +178,86 @@ describe("node-postgres", () => {
 })
 
 const pairOf = ({ cert, key }: Certificate) => ({ cert, key })
+
+/** A tenant whose row has a SCRAM verifier, and clients of it who come through somebody else. */
+const withVerifier = Effect.gen(function* () {
+  const { perseus, write } = yield* withClients("allow")
+  const [verifier = ""] = yield* writtenByPostgres([perseus.tenant("red").password])
+  yield* perseus.updateRow("red", "source_pass_hashed", verifier)
+  return { perseus, write, other: signedBy(ca, "localhost", LOOPBACK) }
+})
+
+describe("SCRAM-SHA-256-PLUS", () => {
+  it.live("lets psql in that requires it, and is not there where there is no TLS or no verifier", () =>
+    Effect.gen(function* () {
+      const psql = installed("psql")
+      if (Option.isNone(psql)) return
+      const { perseus } = yield* withVerifier
+      const ask = (PGSSLMODE: string) =>
+        run(perseus, perseus.tenant("red"), psql.value, ["-XAtq", "-c", "SELECT 'let in'"], {
+          PGSSLMODE,
+          PGCHANNELBINDING: "require"
+        })
+      const bound = yield* ask("require")
+      assert.strictEqual(bound.output, "let in\n", bound.errors)
+      assert.match((yield* ask("disable")).errors, /channel binding/)
+      yield* perseus.updateRow("red", "source_pass_hashed", yield* perseus.hash(perseus.tenant("red").password))
+      assert.match((yield* ask("require")).errors, /channel binding/)
+    })
+  )
+
+  it.live("shows a client somebody in the middle with another certificate, whom it does not notice without", () =>
+    Effect.gen(function* () {
+      const psql = installed("psql")
+      if (Option.isNone(psql)) return
+      const { other, perseus } = yield* withVerifier
+      const middle = yield* manInTheMiddle(perseus, other)
+      const ask = (PGCHANNELBINDING: string) =>
+        run({ ...perseus, ...middle }, perseus.tenant("red"), psql.value, ["-XAtq", "-c", "SELECT 'let in'"], {
+          PGSSLMODE: "require",
+          PGCHANNELBINDING
+        })
+      assert.strictEqual((yield* ask("disable")).output, "let in\n")
+      for (const binding of ["prefer", "require"]) {
+        const refused = yield* ask(binding)
+        assert.strictEqual(refused.output, "")
+        assert.match(refused.errors, /FATAL: {2}SCRAM channel binding failed: the client sees another certificate/)
+        assert.match(refused.errors, /HINT: {2}Something between the client and Perseus may end TLS/)
+      }
+      assert.include(perseus.log.join("\n"), "Warn SCRAM channel binding failed: the client sees another certificate")
+    })
+  )
+
+  it.live(
+    "lets node-postgres in that can bind, and refuses it with 28000 where it is bound to another certificate",
+    () =>
+      Effect.gen(function* () {
+        const { other, perseus } = yield* withVerifier
+        const middle = yield* manInTheMiddle(perseus, other)
+        const ssl = { ca: ca.cert }
+        assert.strictEqual(yield* refusal(perseus, { ssl, enableChannelBinding: true }), "let in")
+        const through = { ...middle, ssl }
+        assert.strictEqual(yield* refusal(perseus, through), "let in")
+        assert.strictEqual(
+          yield* refusal(perseus, { ...through, enableChannelBinding: true }),
+          "28000 SCRAM channel binding failed: the client sees another certificate"
+        )
+      })
+  )
+
+  it.live("is missed by a client that can bind, where somebody struck it from the offer", () =>
+    Effect.gen(function* () {
+      const { other, perseus } = yield* withVerifier
+      const middle = yield* manInTheMiddle(perseus, other, withoutPlus)
+      const through = { ...middle, ssl: { ca: ca.cert } }
+      assert.strictEqual(yield* refusal(perseus, through), "let in", "one that cannot bind misses nothing")
+      assert.strictEqual(
+        yield* refusal(perseus, { ...through, enableChannelBinding: true }),
+        "28000 SCRAM channel binding failed: the client was not told that it is offered"
+      )
+    })
+  )
+})
 
 describe("direct TLS", () => {
   it.live("is for those who name PostgreSQL's protocol by ALPN; others hear nothing", () =>
@@ -341,7 +405,7 @@ class TlsServer extends Context.Service<
       TlsServer,
       Effect.gen(function* () {
         const certificate = signedBy(ca, ...names)
-        const write = yield* directory
+        const write = yield* pemFiles
         return {
           server: yield* ownPostgres({
             settings: { ssl: "on", ssl_ca_file: "ca.crt" },
@@ -505,7 +569,7 @@ layer(TlsServer.layer(["db.internal"], "clientcert=verify-ca"), { excludeTestSer
     it.effect("verify-ca goes, verify-full does not", () =>
       Effect.gen(function* () {
         const { root, server } = yield* TlsServer
-        const write = yield* directory
+        const write = yield* pemFiles
         const mine = signedBy(ca, "perseus")
         const files = {
           ServerCAFile: root,

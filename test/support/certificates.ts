@@ -4,8 +4,12 @@
  *
  * @see https://www.rfc-editor.org/rfc/rfc5280
  */
+import * as Effect from "effect/Effect"
 import { generateKeyPairSync, type KeyObject, randomBytes, sign } from "node:crypto"
+import { mkdtemp, rename, rm, writeFile } from "node:fs/promises"
 import { isIPv4 } from "node:net"
+import { tmpdir } from "node:os"
+import * as path from "node:path"
 
 export interface Certificate {
   /** PEM. */
@@ -22,6 +26,21 @@ export const authority = (commonName = "Test CA"): Certificate => make({ commonN
 /** A certificate for these DNS names and IPv4 addresses, with the first as its common name. */
 export const signedBy = (issuer: Certificate, ...names: readonly [string, ...Array<string>]): Certificate =>
   make({ commonName: names[0], names, issuer })
+
+/** PEM files in a directory of the test's own. A new content replaces the old at once. */
+export const pemFiles = Effect.gen(function* () {
+  const root = yield* Effect.acquireRelease(
+    Effect.promise(() => mkdtemp(path.join(tmpdir(), "perseus-tls-"))),
+    (root) => Effect.promise(() => rm(root, { recursive: true }))
+  )
+  return (name: string, text: string) =>
+    Effect.promise(async () => {
+      const file = path.join(root, name)
+      await writeFile(`${file}.new`, text, { mode: 0o600 })
+      await rename(`${file}.new`, file)
+      return file
+    })
+})
 
 const make = (options: {
   readonly commonName: string
