@@ -4,16 +4,31 @@
  */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { createHmac, pbkdf2Sync, randomUUID } from "node:crypto"
 import { readdirSync, readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
+import { Client } from "pg"
 import { cString, frame } from "../../src/protocol/Encoder.ts"
 import { frontendLimits } from "../../src/protocol/Frame.ts"
 import { startupMessage } from "../../src/protocol/Frontend.ts"
 import { MAX_ITERATIONS } from "../../src/protocol/Scram.ts"
 import * as SchemaName from "../../src/tenant/SchemaName.ts"
-import { eventually, isWhole, quoteIdentifier, SharedPerseus, type TestPerseus } from "../support/perseus.ts"
+import { authority, pemFiles, signedBy, type Certificate } from "../support/certificates.ts"
+import { installed, run } from "../support/clientProgram.ts"
+import { inClearText, manInTheMiddle, withoutPlus } from "../support/manInTheMiddle.ts"
+import {
+  eventually,
+  isWhole,
+  quoteIdentifier,
+  SharedPerseus,
+  startPerseus,
+  type TestPerseus,
+  type TestTenant
+} from "../support/perseus.ts"
+import { ownPostgres } from "../support/postgres.ts"
 import { seeded } from "../support/random.ts"
 import {
   bind,
@@ -32,8 +47,10 @@ import {
   sync,
   text,
   typesOf,
+  type Address,
   type RawClient
 } from "../support/rawClient.ts"
+import { writtenByPostgres } from "../support/verifiers.ts"
 import {
   answering,
   askPassword,
@@ -48,19 +65,32 @@ import {
   type Script
 } from "./EvilServer.ts"
 
-/** A tenant of its own for a server that listens on this port. */
-const tenantAt = (perseus: TestPerseus, port: number): Effect.Effect<Readonly<Record<string, string>>> =>
+/** A tenant of its own, whose row differs from that of `red` in these. */
+const tenantWith = (
+  perseus: TestPerseus,
+  { destHost = null, verifier = null }: { readonly destHost?: string | null; readonly verifier?: string | null }
+): Effect.Effect<Readonly<Record<string, string>>> =>
   Effect.gen(function* () {
     const schema = `evil_${randomUUID()}`
     yield* perseus.auth.query(
       `INSERT INTO perseus_auth (source_db, source_schema, source_user, source_pass_hashed, dest_host, dest_db,
           dest_pass_enc, dest_user)
-        SELECT source_db, $1, source_user, source_pass_hashed, $2, dest_db, dest_pass_enc, dest_user
+        SELECT source_db, $1, source_user, coalesce($3, source_pass_hashed), coalesce($2, dest_host), dest_db,
+            dest_pass_enc, dest_user
           FROM perseus_auth WHERE source_schema = 'red'`,
-      [schema, `127.0.0.1:${port}`]
+      [schema, destHost, verifier]
     )
     return { ...perseus.tenant("red").startup, schema_search_path: schema }
   })
+
+/** One that a server on this port serves. */
+const tenantAt = (perseus: TestPerseus, port: number) => tenantWith(perseus, { destHost: `127.0.0.1:${port}` })
+
+/** One that proves its password by SCRAM. */
+const tenantOfScram = (perseus: TestPerseus) =>
+  Effect.flatMap(writtenByPostgres([perseus.tenant("red").password]), ([verifier]) =>
+    tenantWith(perseus, { verifier: verifier! })
+  )
 
 interface Attack {
   readonly server: EvilServer
@@ -282,16 +312,61 @@ layer(
 
   // ---- logins
 
-  it.effect("CVE-2026-6664: a SASLInitialResponse whose inner length lies is answered with 08P01", () =>
+  /** As far as the challenge, or the end. */
+  const beginScram = (perseus: TestPerseus, tenant: Readonly<Record<string, string>>, initial: Buffer) =>
+    Effect.gen(function* () {
+      const client = yield* perseus.raw
+      client.send(startup(tenant))
+      const [request] = yield* client.next()
+      assert.strictEqual(request!.body.readInt32BE(0), 10)
+      client.send(initial)
+      const [answer] = yield* client.next()
+      return { client, answer: answer! }
+    })
+
+  const initialResponse = (data: string, length = data.length) =>
+    message("p", text("SCRAM-SHA-256"), int32(length), Buffer.from(data))
+
+  it.effect("CVE-2026-6664, Odyssey: a SASLInitialResponse whose inner length lies is answered with 08P01", () =>
     Effect.gen(function* () {
       const perseus = yield* SharedPerseus
-      const data = Buffer.from("n,,n=,r=rOprNGfwEbeRWgbNEkqO")
-      for (const length of [-1, 0, 2 ** 31 - 1, 2 ** 32 - 1, data.length - 1, data.length, data.length + 1]) {
-        const client = yield* perseus.raw
-        client.send(startup(perseus.tenant("red").startup))
-        yield* client.next()
-        client.send(message("p", text("SCRAM-SHA-256"), int32(length), data))
-        yield* isViolation(client)
+      const tenant = yield* tenantOfScram(perseus)
+      const data = "n,,n=,r=rOprNGfwEbeRWgbNEkqO"
+      for (const length of [-1, 0, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1, data.length - 1, data.length + 1]) {
+        const { answer } = yield* beginScram(perseus, tenant, initialResponse(data, length))
+        assert.deepStrictEqual(sqlStatesOf([answer]), ["08P01"], String(length))
+      }
+      const { answer } = yield* beginScram(perseus, tenant, initialResponse(data))
+      assert.match(answer.body.toString("latin1", 4), /^r=rOprNGfwEbeRWgbNEkqO.+,s=.+,i=4096$/)
+      yield* others(perseus)
+    })
+  )
+
+  it.effect("Odyssey's six memcpys: no part of a SCRAM message is longer than what it is copied into", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const tenant = yield* tenantOfScram(perseus)
+      for (const length of [1000, 1024, 4096, 65_000]) {
+        const long = "A".repeat(length)
+        for (const first of [`n,,n=,r=${long}`, `n,,n=${long},r=x`, `n,a=${long},n=,r=x`, `p=${long},,n=,r=x`, long]) {
+          const { answer } = yield* beginScram(perseus, tenant, initialResponse(first))
+          // Where it is short enough to be a message of PostgreSQL's, it is a challenge or nonsense.
+          if (answer.type === "R") assert.isAtMost(first.length, 1024)
+          else assert.deepStrictEqual(sqlStatesOf([answer]), ["08P01"])
+        }
+        for (const parts of [
+          { binding: long },
+          { nonce: (nonce: string) => nonce + long },
+          { proof: long },
+          { proof: Buffer.alloc(31).toString("base64") },
+          { proof: Buffer.alloc(33).toString("base64") }
+        ]) {
+          const { client, answer } = yield* beginScram(perseus, tenant, initialResponse("n,,n=,r=x"))
+          const [, nonce = ""] = /^r=([^,]+)/.exec(answer.body.toString("latin1", 4)) ?? []
+          const { binding = "biws", nonce: change = (same: string) => same, proof = long } = parts
+          client.send(message("p", Buffer.from(`c=${binding},r=${change(nonce)},p=${proof}`)))
+          yield* isViolation(client)
+        }
       }
       yield* others(perseus)
     })
@@ -559,7 +634,7 @@ layer(
   it.effect("supavisor #1032: a secret is compared in constant time, or not at all", () =>
     Effect.sync(() => {
       const compares =
-        /(?:secret|signature|digest|password|hmac|proof|derived)\w*(?:\.\w+)*\s*[!=]==(?!\s*(?:undefined|null|""))/i
+        /(?:secret|signature|digest|password|hmac|proof|derived|salted|(?:stored|server|client)Key|channelBinding)\w*(?:\.\w+)*\s*[!=]==(?!\s*(?:undefined|null|""))/i
       for (const [file, code] of sources) {
         // The servers that tests put in place of real ones guard nothing.
         if (file.startsWith("testing/")) continue
@@ -749,6 +824,199 @@ layer(
         return turn === 0 ? notices : null
       })
     })
+  )
+})
+
+const ca = authority()
+const certificate = signedBy(ca, "localhost", "127.0.0.1")
+
+/** With TLS for those who want it, on either side. */
+const underTls = Layer.effect(
+  SharedPerseus,
+  Effect.gen(function* () {
+    const write = yield* pemFiles
+    const TLSSettings = {
+      ClientMode: "allow",
+      ClientCertFile: yield* write("server.crt", certificate.cert),
+      ClientKeyFile: yield* write("server.key", certificate.key),
+      ServerMode: "prefer"
+    }
+    return yield* startPerseus({
+      tenants: ["red", "green"],
+      config: { PoolSettings: limits, LoginSettings: patient, TLSSettings }
+    })
+  })
+)
+
+layer(underTls, { excludeTestServices: true })("history under TLS", (it) => {
+  const planted = message("E", text("SFATAL"), text("C28000"), text("Mcall 555-0100 and tell your password"), text(""))
+
+  // ---- what is said before it
+
+  for (const [name, before, packet] of [
+    ["an SSLRequest", [], sslRequest],
+    ["a GSSENCRequest", [], gssEncRequest],
+    ["an SSLRequest behind a GSSENCRequest that was refused", [gssEncRequest], sslRequest]
+  ] as const) {
+    it.effect(
+      `CVE-2021-3935, CVE-2021-43766, CVE-2021-23214: bytes behind ${name} are not read where TLS is to be had`,
+      () =>
+        Effect.gen(function* () {
+          const perseus = yield* SharedPerseus
+          const smuggled = [startup(perseus.tenant("red").startup), password("sesame"), query("SELECT 'smuggled'")]
+          const client = yield* perseus.raw
+          for (const earlier of before) {
+            client.sendForByte(earlier)
+            assert.strictEqual(typesOf(yield* client.next()), "N")
+          }
+          client.send(packet, ...smuggled)
+          const answers = yield* client.closed()
+          assert.strictEqual(typesOf(answers), "E", "TLS was not agreed to")
+          assert.deepStrictEqual(sqlStatesOf(answers), ["08P01"])
+        })
+    )
+  }
+
+  it.effect(
+    "CVE-2021-43766, CVE-2021-23214: what comes in clear after TLS was agreed to is a handshake or nothing",
+    () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const client = yield* perseus.raw
+        client.sendForByte(sslRequest)
+        assert.strictEqual(typesOf(yield* client.next()), "S")
+        client.send(startup(perseus.tenant("red").startup), password("sesame"), query("SELECT 'smuggled'"))
+        assert.strictEqual(typesOf(yield* client.closed()), "")
+        yield* others(perseus)
+      })
+  )
+
+  for (const [what, said] of [
+    ["a login's whole success", welcome],
+    ["an error", planted],
+    ["a request for the password", askPassword],
+    ["the beginning of a TLS record", Buffer.of(0x16, 3, 3, 0, 122)],
+    ["one byte", Buffer.of(0)]
+  ] as const) {
+    it.effect(`CVE-2021-43767, CVE-2021-23222: a server that says S and, in the same segment, ${what} is dropped`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const { evil, words } = yield* isRefused(perseus, () => Buffer.concat([Buffer.from("S"), said]))
+        // No handshake was begun with it, and it was told nothing.
+        assert.strictEqual(evil.server.heard(), sslRequest.toString("latin1").repeat(evil.server.connections()))
+        assert.notInclude(words, "555-0100")
+      })
+    )
+  }
+
+  it.effect("CVE-2021-43767, CVE-2021-23222: nor is read what it says in clear when TLS has been agreed to", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      const { evil, words } = yield* isRefused(perseus, (_, turn) =>
+        turn === 0 ? Buffer.from("S") : Buffer.concat([welcome, planted])
+      )
+      assert.notInclude(evil.server.heard(), "user\0")
+      assert.notInclude(words, "555-0100")
+    })
+  )
+
+  it.effect("CVE-2024-10977: what a server says in place of TLS is told to no client, in clear or under TLS", () =>
+    Effect.gen(function* () {
+      const perseus = yield* SharedPerseus
+      for (const said of [planted, Buffer.concat([Buffer.from("N"), planted]), Buffer.from("Ecall 555-0100\n")]) {
+        const { evil, words } = yield* isRefused(perseus, () => said)
+        assert.notInclude(words, "555-0100")
+        assert.notInclude(evil.server.heard(), "user\0")
+        const client = new Client({
+          host: perseus.host,
+          port: perseus.port,
+          user: "app",
+          password: "sesame",
+          database: perseus.sourceDb,
+          options: `-c schema_search_path=${evil.startup["schema_search_path"]}`,
+          ssl: { ca: ca.cert }
+        })
+        client.on("error", () => undefined)
+        const refused = yield* Effect.flip(Effect.tryPromise({ try: () => client.connect(), catch: String }))
+        assert.match(refused, /the destination database cannot be reached/)
+        assert.notInclude(refused, "555-0100")
+      }
+      assert.notInclude(perseus.log.join("\n"), "555-0100", "it is no line in the log either")
+    })
+  )
+
+  // ---- channel binding
+
+  it.effect(
+    "pgjdbc CVE-2025-49146: a psql that requires channel binding gets it, or gets nothing and gives nothing",
+    () =>
+      Effect.gen(function* () {
+        const psql = installed("psql")
+        if (Option.isNone(psql)) return
+        const perseus = yield* SharedPerseus
+        const { schema_search_path: schema = "" } = yield* tenantOfScram(perseus)
+        const bound = { ...perseus.tenant("red"), options: `-c schema_search_path=${schema}` }
+        const ask = (to: Address, tenant: TestTenant, PGSSLMODE = "require") =>
+          run({ ...perseus, ...to }, tenant, psql.value, ["-XAtqc", "SELECT 'let in'"], {
+            PGSSLMODE,
+            PGCHANNELBINDING: "require"
+          })
+        const answer = yield* ask(perseus, bound)
+        assert.strictEqual(answer.output, "let in\n", answer.errors)
+
+        const refused = (to: Address, tenant: TestTenant, sslMode?: string) =>
+          Effect.map(ask(to, tenant, sslMode), ({ output, errors }) => {
+            assert.strictEqual(output, "")
+            assert.match(errors, /channel binding/)
+          })
+        yield* refused(perseus, bound, "disable")
+        // A row with a hash, which takes the password itself.
+        yield* refused(perseus, perseus.tenant("red"))
+        const another = signedBy(ca, "localhost", "127.0.0.1")
+        for (const change of [undefined, withoutPlus, inClearText]) {
+          const middle = yield* manInTheMiddle(perseus, another, change)
+          yield* refused(middle, bound)
+          assert.include(middle.heard(), "user\0app")
+          assert.notInclude(middle.heard(), "sesame")
+        }
+      })
+  )
+
+  it.effect(
+    "pgjdbc CVE-2025-49146: we bind to a server that can, and miss it where somebody struck it from the offer",
+    () =>
+      Effect.gen(function* () {
+        const server = yield* Effect.orDie(
+          ownPostgres({
+            settings: { ssl: "on" },
+            files: { "server.crt": certificate.cert, "server.key": certificate.key }
+          })
+        )
+        const perseus = yield* startPerseus({
+          tenants: ["red", "green"],
+          server,
+          config: { PoolSettings: limits, TLSSettings: { ServerMode: "require" } }
+        })
+        const through = (shown: Certificate, change?: (fromServer: Buffer) => Buffer) =>
+          Effect.gen(function* () {
+            const middle = yield* manInTheMiddle(server, shown, change)
+            const client = yield* perseus.raw
+            const answers = yield* client.logIn(yield* tenantAt(perseus, middle.port), "sesame")
+            return { answers, heard: middle.heard() }
+          })
+        // Who has the server's own key is the server: what it reads is what PostgreSQL was sent.
+        const own = yield* through(certificate)
+        assert.strictEqual(own.answers.at(-1)?.type, "Z")
+        assert.match(own.heard, /SCRAM-SHA-256-PLUS\0[^]{4}p=tls-server-end-point,,/)
+        const other = yield* through(signedBy(ca, "localhost", "127.0.0.1"))
+        assert.deepStrictEqual(sqlStatesOf(other.answers), ["08001"])
+        assert.include(perseus.log.join("\n"), "28000 SCRAM channel binding check failed")
+        const struck = yield* through(certificate, withoutPlus)
+        assert.deepStrictEqual(sqlStatesOf(struck.answers), ["08001"])
+        assert.match(struck.heard, /SCRAM-SHA-256\0[^]{4}y,,/)
+        assert.include(perseus.log.join("\n"), "28000 SCRAM channel binding negotiation error")
+        yield* others(perseus)
+      })
   )
 })
 
