@@ -104,6 +104,26 @@ describe("a cancel request", () => {
     })
   )
 
+  it.live("is carried out though the pool is full of queries that are to be cancelled, and then serves who waits", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 5, MaxIdle: 5 } } })
+      const clients = yield* Effect.forEach([1, 2, 3, 4, 5], () => perseus.login("red"))
+      const waits = yield* perseus.login("red")
+      for (const client of clients) client.send(query("SELECT pg_sleep(600)"))
+      yield* eventually(
+        perseus.backends,
+        (backends) =>
+          backends.filter(({ query, state }) => state === "active" && query.includes("pg_sleep")).length === 5
+      )
+      waits.send(query("SELECT 'served'"))
+      yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
+      yield* Effect.forEach(clients, ({ key }) => cancel(perseus, key), { concurrency: "unbounded" })
+      for (const client of clients) assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["57014"])
+      assert.deepStrictEqual(rowsOf(yield* waits.ready()), ["served"])
+      yield* whole(perseus)
+    })
+  )
+
   it.live("with any key but the session's own has no effect and no answer", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({

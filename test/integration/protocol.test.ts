@@ -1,6 +1,9 @@
 import { assert, describe, it, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { bytesOf, change, delay, faultyServer, pass } from "../support/faultyServer.ts"
 import { eventually, SharedPerseus, startPerseus, whole } from "../support/perseus.ts"
+import { connection } from "../support/postgres.ts"
+import { seeded } from "../support/random.ts"
 import {
   bind,
   cancelRequest,
@@ -33,7 +36,7 @@ import {
 
 const MB = 1024 * 1024
 
-layer(SharedPerseus.with({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 3, MaxIdle: 3 } } }), {
+layer(SharedPerseus.with({ tenants: ["red", "patient"], config: { PoolSettings: { MaxOpen: 3, MaxIdle: 3 } } }), {
   excludeTestServices: true
 })("a connection's beginning", (it) => {
   it.effect("may ask for GSS and for TLS, is told N, and goes on without", () =>
@@ -149,6 +152,21 @@ layer(SharedPerseus.with({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 
         assert.deepStrictEqual(sqlStatesOf(yield* client.closed()), ["08P01"])
       }
     })
+  )
+
+  it.effect(
+    "may be as long as its packets may be: settings of 9 kB, and a password of 60 kB or another of as many",
+    () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const long = "p".repeat(60_000)
+        yield* perseus.updateRow("patient", "source_pass_hashed", yield* perseus.hash(long))
+        const parameters = { ...perseus.tenant("patient").startup, "my.setting": "s".repeat(9000) }
+        const client = yield* perseus.raw
+        yield* client.logIn(parameters, long)
+        assert.deepStrictEqual(rowsOf(yield* client.query("SELECT length(current_setting('my.setting'))")), ["9000"])
+        assert.deepStrictEqual(sqlStatesOf(yield* perseus.refusal(parameters, `${long.slice(1)}q`)), ["28P01"])
+      })
   )
 
   it.effect("may have its first query in the same segment as the password", () =>
@@ -423,6 +441,209 @@ describe("a client's prepared statements", () => {
       }
     })
   )
+})
+
+describe("statements in a pipeline", () => {
+  it.live("are forwarded without waiting for the answers before them", () =>
+    Effect.gen(function* () {
+      const server = yield* faultyServer(connection())
+      const perseus = yield* startPerseus({ tenants: ["red"], through: server })
+      const client = yield* perseus.login("red")
+      yield* client.exchange(Buffer.concat([parse("s", "SELECT $1::int"), sync]))
+      const answered = Promise.withResolvers<void>()
+      let executed = 0
+      yield* server.inject({
+        fromFrontend: ({ type }) => {
+          if (type === "E") executed++
+          return pass
+        },
+        fromBackend: () => delay(answered.promise)
+      })
+      const turns = Array.from({ length: 7 }, (_, turn) => turn)
+      for (const turn of turns) client.send(bind("", "s", String(turn)), execute(), sync)
+      yield* eventually(
+        Effect.sync(() => executed),
+        (count) => count === turns.length
+      )
+      assert.deepStrictEqual(client.received, [])
+      answered.resolve()
+      assert.deepStrictEqual(rowsOf(yield* client.ready(turns.length)), turns.map(String))
+    })
+  )
+
+  it.live("hold their connection behind a Sync that is answered, for what came behind that without one", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      const other = yield* perseus.login("red")
+      client.send(parse("a", "SELECT 'a'"), bind("", "a"), execute(), sync, parse("b", "SELECT 'b'"))
+      assert.deepStrictEqual(rowsOf(yield* client.ready()), ["a"])
+      other.send(query("SELECT 'other'"))
+      yield* eventually(Effect.sync(perseus.pool), ({ waiting }) => waiting === 1)
+      client.send(bind("", "b"), execute(), sync)
+      assert.deepStrictEqual(rowsOf(yield* client.ready()), ["b"])
+      assert.deepStrictEqual(rowsOf(yield* other.ready()), ["other"])
+    })
+  )
+
+  it.live("are answered each with its own, though there are more of them than a connection keeps", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } })
+      const clients = yield* Effect.forEach([0, 1, 2], () => perseus.login("red"))
+      const random = seeded(512)
+      const filling = "f".repeat(512)
+      yield* Effect.forEach(
+        clients,
+        (client, who) =>
+          Effect.gen(function* () {
+            const prepared = new Set<number>()
+            for (let round = 0; round < 100; round++) {
+              const messages: Array<Buffer> = []
+              const expected: Array<string> = []
+              const depth = 1 + random.below(9)
+              const failing = random.chance(0.2) ? random.below(depth) : -1
+              for (let turn = 0; turn < depth; turn++) {
+                const name = random.below(300)
+                if (!prepared.has(name)) messages.push(parse(`s${name}`, `SELECT ${who}, ${name}, length($1)`))
+                prepared.add(name)
+                messages.push(bind("", `s${name}`, filling), execute(), sync)
+                expected.push(`${who}|${name}|512`)
+                if (turn === failing) messages.push(parse("bad", "SELECT * FROM nowhere"), sync)
+              }
+              const answers = yield* client.exchange(Buffer.concat(messages), depth + (failing === -1 ? 0 : 1))
+              assert.deepStrictEqual(rowsOf(answers), expected)
+              assert.deepStrictEqual(sqlStatesOf(answers), failing === -1 ? [] : ["42P01"])
+            }
+          }),
+        { concurrency: "unbounded" }
+      )
+    })
+  )
+})
+
+describe("a long message", () => {
+  const buffers = [4096, 16_384, 65_536]
+  const sizes = [...buffers.flatMap((size) => [size / 2, size - 1, size, size + 1, size * 2]), 163_840]
+  for (const name of ["", "n"]) {
+    it.live(
+      `is whole as a Parse ${name === "" ? "without" : "with"} a name, of whatever size, behind a short or a long one`,
+      () =>
+        Effect.gen(function* () {
+          const perseus = yield* startPerseus({
+            tenants: ["red"],
+            config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } }
+          })
+          const client = yield* perseus.login("red")
+          // Each time the client comes, the connection is another's, and gets this one's settings before the Parse.
+          const other = yield* perseus.login("red", { TimeZone: "Asia/Tokyo" })
+          for (const size of sizes) {
+            const sql = (last: string) =>
+              `SELECT '${last}', current_setting('TimeZone')`.padEnd(size - parse(name, "").length)
+            assert.strictEqual(parse(name, sql("x")).length, size)
+            const rest = [bind("", name), execute(), closeStatement(name), sync]
+            for (const before of [[], [parse("", "SELECT 1")], [parse("", sql("y"))]]) {
+              const [zone = ""] = rowsOf(yield* other.query("SHOW TimeZone"))
+              assert.strictEqual(zone, "Asia/Tokyo")
+              const [row = ""] = rowsOf(
+                yield* client.exchange(Buffer.concat([...before, parse(name, sql("x")), ...rest]))
+              )
+              assert.match(row, /^x\|(?!Asia\/Tokyo)/, String(size))
+            }
+          }
+        })
+    )
+  }
+
+  it.live("may be so for its statement's name: it is prepared, described, executed and closed", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const client = yield* perseus.login("red")
+      const name = "n".repeat(9000)
+      assert.strictEqual(typesOf(yield* client.exchange(Buffer.concat([parse(name, "SELECT 7"), sync]))), "1Z")
+      assert.strictEqual(typesOf(yield* client.exchange(Buffer.concat([describeStatement(name), sync]))), "tTZ")
+      assert.deepStrictEqual(rowsOf(yield* client.exchange(Buffer.concat([bind("", name), execute(), sync]))), ["7"])
+      assert.strictEqual(typesOf(yield* client.exchange(Buffer.concat([closeStatement(name), sync]))), "3Z")
+      assert.deepStrictEqual(sqlStatesOf(yield* client.exchange(Buffer.concat([describeStatement(name), sync]))), [
+        "26000"
+      ])
+    })
+  )
+
+  it.live("may be so in a server's login", () =>
+    Effect.gen(function* () {
+      const server = yield* faultyServer(connection())
+      const long = message("S", text("my.setting"), text("v".repeat(60_000)))
+      yield* server.inject({
+        fromBackend: (sent) => (sent.type === "K" ? change(long, bytesOf(sent)) : pass)
+      })
+      const perseus = yield* startPerseus({ tenants: ["red"], through: server })
+      const client = yield* perseus.login("red")
+      assert.deepStrictEqual(rowsOf(yield* client.query("SELECT 1")), ["1"])
+    })
+  )
+})
+
+describe("a COPY that the server ends before its data has come to its end", () => {
+  const bad = copyData("not a number\n".repeat(20_000))
+
+  it.live("gives the connection back: another client has it, and what comes late of the data is nobody's", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      const other = yield* perseus.login("red")
+      yield* client.query("CREATE TABLE t (id int)")
+      client.send(query("COPY t FROM STDIN"))
+      yield* client.take(({ type }) => type === "G")
+      client.send(bad)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["22P02"])
+      assert.deepStrictEqual(rowsOf(yield* other.query("SELECT 'other'")), ["other"])
+      client.send(copyData("1\n"), copyDone)
+      assert.deepStrictEqual(rowsOf(yield* other.query("SELECT count(*) FROM t")), ["0"])
+      assert.deepStrictEqual(rowsOf(yield* client.query("SELECT 'goes on'")), ["goes on"])
+      yield* whole(perseus)
+    })
+  )
+
+  it.live("leaves its transaction failed until that is rolled back", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      yield* client.query("CREATE TABLE t (id int)")
+      yield* client.query("BEGIN")
+      client.send(query("COPY t FROM STDIN"))
+      yield* client.take(({ type }) => type === "G")
+      client.send(bad)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["22P02"])
+      client.send(copyDone)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.query("SELECT 1")), ["25P02"])
+      assert.strictEqual((yield* client.query("ROLLBACK")).at(-1)?.body.toString(), "I")
+      yield* whole(perseus)
+    })
+  )
+
+  for (const name of ["", "named"]) {
+    it.live(
+      `by extended messages, of ${name === "" ? "the unnamed" : "a named"} statement, is skipped to its Sync`,
+      () =>
+        Effect.gen(function* () {
+          const perseus = yield* startPerseus({
+            tenants: ["red"],
+            config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } }
+          })
+          const client = yield* perseus.login("red")
+          yield* client.query("CREATE TABLE t (id int)")
+          client.send(parse(name, "COPY t FROM STDIN"), bind("", name), execute(), flush)
+          yield* client.take(({ type }) => type === "G")
+          client.send(bad)
+          const failed = yield* client.take(({ type }) => type === "E")
+          assert.deepStrictEqual(sqlStatesOf(failed), ["22P02"])
+          client.send(copyData("1\n"), copyDone, sync)
+          assert.strictEqual(typesOf(yield* client.ready()), "Z")
+          assert.deepStrictEqual(rowsOf(yield* client.query("SELECT count(*) FROM t")), ["0"])
+          yield* whole(perseus)
+        })
+    )
+  }
 })
 
 describe("a setting that a client changed and was told of", () => {

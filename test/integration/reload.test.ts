@@ -63,6 +63,27 @@ describe("a reload", () => {
     })
   )
 
+  it.live("of the same settings leaves all connections as they are", () =>
+    Effect.gen(function* () {
+      const config = { PoolSettings: { MaxOpen: 3, MaxIdle: 3 } }
+      const perseus = yield* startPerseus({ tenants: ["red"], config })
+      const clients = yield* fill(perseus, 3)
+      for (const client of clients.slice(1)) yield* client.query("COMMIT")
+      const before = (yield* perseus.backends).map(({ pid }) => pid)
+      yield* perseus.reload(config)
+      yield* eventually(
+        Effect.sync(() => perseus.log),
+        (log) => log.some((line) => line.includes("nothing changed"))
+      )
+      yield* clients[0]!.query("COMMIT")
+      for (const client of clients) yield* client.query("SELECT 1")
+      assert.deepStrictEqual(
+        (yield* perseus.backends).map(({ pid }) => pid),
+        before
+      )
+    })
+  )
+
   it.live("of settings that cannot be used changes nothing and is in the log", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 3, MaxIdle: 3 } } })

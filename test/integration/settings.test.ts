@@ -210,5 +210,20 @@ layer(SharedPerseus.with({ tenants: ["red", "blue"], config: one }), { excludeTe
         assert.strictEqual(yield* show(a, "work_mem"), "10MB")
       })
     )
+
+    it.effect("follows it where it is an empty application_name, said at startup or later", () =>
+      Effect.gen(function* () {
+        const perseus = yield* SharedPerseus
+        const nameless = yield* perseus.login("red", { application_name: "" })
+        const named = yield* perseus.login("red", { application_name: "named" })
+        const emptied = yield* perseus.login("red", { application_name: "other" })
+        yield* emptied.query("SET application_name = ''")
+        for (let round = 0; round < 2; round++) {
+          assert.strictEqual(yield* show(nameless, "application_name"), "")
+          assert.strictEqual(yield* show(named, "application_name"), "named")
+          assert.strictEqual(yield* show(emptied, "application_name"), "")
+        }
+      })
+    )
   }
 )

@@ -37,6 +37,24 @@ describe("a shutdown", () => {
     })
   )
 
+  it.live("goes on through a reload that comes meanwhile", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const busy = yield* perseus.login("red")
+      yield* busy.query("BEGIN")
+      const idle = yield* perseus.login("red")
+      const stopping = yield* Effect.forkChild(perseus.stop, { startImmediately: true })
+      yield* idle.closed()
+      yield* perseus.reload({ PoolSettings: { MaxOpen: 1, MaxIdle: 1 } })
+      assert.deepStrictEqual(rowsOf(yield* busy.query("SELECT 'still here'")), ["still here"])
+      assert.isUndefined(stopping.pollUnsafe())
+      assert.deepStrictEqual(sqlStatesOf(yield* busy.query("COMMIT")), [])
+      assert.deepStrictEqual(sqlStatesOf(yield* busy.closed()), ["57P01"])
+      yield* Fiber.join(stopping)
+      yield* eventually(perseus.backends, (backends) => backends.length === 0)
+    })
+  )
+
   it.live("says goodbye to PostgreSQL: its log knows of no connection that was lost", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"] })

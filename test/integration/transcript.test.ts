@@ -110,6 +110,28 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
     ]
   ],
   [
+    "an error that is known before the rest of its batch is sent",
+    [
+      [[parse("", "SELECT 1/$1::int"), bind("", "", "0"), execute(), flush], "E"],
+      [[parse("late", "SELECT 1"), bind("", "late"), execute(), sync]],
+      [[bind("", "late"), execute(), sync]],
+      [[parse("late", "SELECT 2"), bind("", "late"), execute(), sync]],
+      [[closeStatement("late"), sync]]
+    ]
+  ],
+  [
+    "a statement whose table is only made behind its first Parse",
+    [
+      [[parse("early", "SELECT count(*) FROM later"), describeStatement("early"), sync]],
+      [[parse("", "SELECT 1"), parse("early", "SELECT * FROM later"), bind("", "early"), execute(), sync]],
+      [[query("CREATE TABLE later (id int)")]],
+      [[bind("", "early"), execute(), sync]],
+      [[parse("early", "SELECT count(*) FROM later"), bind("", "early"), execute(), sync]],
+      [[closeStatement("early"), closeStatement("early"), describeStatement("early"), sync]],
+      [[query("DROP TABLE later")]]
+    ]
+  ],
+  [
     "an error by Parse, in mid-batch",
     [
       [[parse("e1", "SELECT 1"), parse("e2", "SELEC"), bind("", "e1"), execute(), sync]],
@@ -221,6 +243,27 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
       [[parse("", "COPY t FROM STDIN"), bind("", ""), execute(), flush], "G"],
       [[copyData("x\n"), copyData("6\n"), copyDone, sync]],
       [[query("SELECT * FROM t")]]
+    ]
+  ],
+  [
+    "copy in with a Sync in its data, which is none",
+    [
+      [[parse("", "COPY t FROM STDIN"), bind("", ""), execute(), sync], "G"],
+      [[copyData("5\n"), copyDone, sync]],
+      [[query("DELETE FROM t RETURNING id")]]
+    ]
+  ],
+  [
+    "copy in and out by named statements, again and again",
+    [
+      [[parse("in", "COPY t FROM STDIN"), parse("out", "COPY t TO STDOUT"), sync]],
+      [[bind("", "in"), execute(), flush], "G"],
+      [[copyData("8\n"), copyDone, sync]],
+      [[bind("", "out"), execute(), bind("", "out"), execute(), sync]],
+      [[bind("", "in"), execute(), flush], "G"],
+      [[copyData("x\n"), copyDone, sync]],
+      [[bind("", "out"), execute(), sync]],
+      [[closeStatement("in"), closeStatement("out"), sync]]
     ]
   ],
   [
