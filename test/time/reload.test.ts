@@ -174,6 +174,24 @@ describe("OverrideSettings", () => {
     })
   )
 
+  it.effect("of ever more destinations, and then of none, harm nobody who is there", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make()
+      const clients = yield* four(perseus)
+      for (let reload = 1; reload <= 14; reload++) {
+        const others = Array.from({ length: reload * 10 }, (_, index) => [`other${index}`, { MaxOpen: index + 4 }])
+        yield* perseus.reload({ OverrideSettings: { ...Object.fromEntries(others), shop: { MaxOpen: 4 + reload } } })
+        assert.strictEqual(perseus.pool().maxOpen, 4 + reload)
+        clients.push(yield* perseus.logIn("blue"))
+        yield* hold(perseus, clients.slice(-1))
+        assert.strictEqual(perseus.pool().inUse, 4 + reload)
+      }
+      yield* perseus.reload({})
+      yield* release(perseus, clients)
+      perseus.whole(4)
+    })
+  )
+
   it.effect("that lower MaxOpen close what is over it", () =>
     Effect.gen(function* () {
       const perseus = yield* make()
