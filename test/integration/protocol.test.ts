@@ -410,6 +410,22 @@ describe("a client's prepared statements", () => {
     })
   )
 
+  it.live("are gone with its DEALLOCATE ALL or DISCARD ALL, and no other client's are", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const mine = yield* perseus.login("red")
+      const theirs = yield* perseus.login("red")
+      yield* theirs.exchange(Buffer.concat([parse("s", "SELECT 'here'"), sync]))
+      const use = Buffer.concat([bind("", "s"), execute(), sync])
+      for (const sql of ["DEALLOCATE ALL", "DISCARD ALL"]) {
+        yield* mine.exchange(Buffer.concat([parse("s", "SELECT 'here'"), sync]))
+        assert.deepStrictEqual(sqlStatesOf(yield* mine.query(sql)), [])
+        assert.deepStrictEqual(sqlStatesOf(yield* mine.exchange(use)), ["26000"], sql)
+        assert.deepStrictEqual(rowsOf(yield* theirs.exchange(use)), ["here"], sql)
+      }
+    })
+  )
+
   it.live("go on when the connection that they were on is killed", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"] })
