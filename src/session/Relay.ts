@@ -599,8 +599,10 @@ export class Relay implements TransportHandler, PoolClient {
     }
     if (at > end) this.#clientRest = at - end
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
-    this.#write(chunk, from, Math.min(at, end), rewritten)
+    const taken = this.#write(chunk, from, Math.min(at, end), rewritten)
     this.#statements.endOfChunk()
+    // Nothing will drain where all was taken at once.
+    if (taken && added >= REWRITTEN_LIMIT && this.#held.length > 0) this.#forwardHeld()
     const answered = this.#giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
@@ -614,11 +616,13 @@ export class Relay implements TransportHandler, PoolClient {
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
-  #write(chunk: Buffer, from: number, to: number, rewritten: ReadonlyArray<Buffer> | null): void {
+  #write(chunk: Buffer, from: number, to: number, rewritten: ReadonlyArray<Buffer> | null): boolean {
     const last = from < to ? Buffer.from(chunk.subarray(from, to)) : null
     const bytes = rewritten === null ? last : Buffer.concat(last === null ? rewritten : [...rewritten, last])
-    if (bytes === null || bytes.length === 0) return
-    if (!this.#server!.transport.write(bytes)) this.#pauseClient()
+    if (bytes === null || bytes.length === 0) return true
+    const taken = this.#server!.transport.write(bytes)
+    if (!taken) this.#pauseClient()
+    return taken
   }
 
   #watchAfterForward(wasBusy: boolean): void {

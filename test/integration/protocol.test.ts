@@ -539,7 +539,7 @@ describe("statements in a pipeline", () => {
 
 describe("a long message", () => {
   const buffers = [4096, 16_384, 65_536]
-  const sizes = [...buffers.flatMap((size) => [size / 2, size - 1, size, size + 1, size * 2]), 163_840]
+  const sizes = [...buffers.flatMap((size) => [size / 2, size - 1, size, size + 1, size * 2]), 163_840, 655_360]
   for (const name of ["", "n"]) {
     it.live(
       `is whole as a Parse ${name === "" ? "without" : "with"} a name, of whatever size, behind a short or a long one`,
