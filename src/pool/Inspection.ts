@@ -18,12 +18,14 @@ export type Hold = "LISTEN" | "cursor WITH HOLD" | "PREPARE" | "temporary object
 export interface Questions {
   readonly settings: boolean
   readonly holds: boolean
+  /** The tenant's: another is a setting of the session's. */
+  readonly path: ReadonlyArray<string>
   /** Settings with a dot in their name that may have been made: no list of the server's shows them. */
   readonly customNames: Iterable<string>
 }
 
 export interface Findings {
-  /** What was SET for the session and holds now; null where it was not asked. The search path is not among them. */
+  /** What was SET for the session and holds now; null where it was not asked. */
   readonly settings: ReadonlyArray<readonly [name: string, value: string]> | null
   readonly holds: ReadonlyArray<Hold>
   /** The connection does not have all of the session's settings any more. */
@@ -51,6 +53,13 @@ const settingsFirst = "WITH known AS MATERIALIZED (SELECT name, setting, source 
 
 const listedSettings = `SELECT 'setting', name, ${hex(`pg_catalog.left(setting, ${MAX_SETTING_LENGTH + 1})`)} FROM known
 WHERE source ${is} 'session' AND name ${isNot} ALL (ARRAY['search_path', 'transaction_isolation', 'transaction_read_only', 'transaction_deferrable'])`
+
+/** PostgreSQL quotes a path's names only where they need it; by its own rule the tenant's path is told from another. */
+const otherPath = (path: ReadonlyArray<string>): string =>
+  `SELECT 'setting', name, ${hex(`pg_catalog.left(setting, ${MAX_SETTING_LENGTH + 1})`)} FROM known
+WHERE source ${is} 'session' AND name ${is} 'search_path' AND setting ${isNot}
+(SELECT pg_catalog.string_agg(pg_catalog.quote_ident(own.schema), ', ')
+FROM pg_catalog.unnest(ARRAY[${path.map(quoteLiteral).join(", ")}]) AS own (schema))`
 
 /** pg_settings hides these, and those that are not any extension's; of what it shows, the source tells who set it. */
 const hiddenSettings = (customNames: Iterable<string>): string => {
@@ -81,7 +90,7 @@ const heldThings = holds.map(([hold, from]) => `SELECT 'hold', '${hold}', NULL W
 /** The rows of the answer go to `read` one by one. */
 export const inspection = (questions: Questions, read: (row: Buffer) => void): Conversation => {
   const parts = [
-    ...(questions.settings ? [listedSettings, hiddenSettings(questions.customNames)] : []),
+    ...(questions.settings ? [listedSettings, otherPath(questions.path), hiddenSettings(questions.customNames)] : []),
     ...(questions.holds ? heldThings : [])
   ]
   return {

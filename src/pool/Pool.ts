@@ -28,7 +28,7 @@ import { PoolStatistics, type PoolSnapshot } from "./PoolStatistics.ts"
 import { Reachability, refusedAgain } from "./Reachability.ts"
 import {
   differences,
-  differInRole,
+  needSwitch,
   forgetAll,
   noSettings,
   restore,
@@ -260,9 +260,10 @@ export class Pool {
   inspect(
     connection: Connection,
     client: PoolClient,
-    questions: Inspection.Questions,
+    asked: Omit<Inspection.Questions, "path">,
     done: (findings: Inspection.Findings | null) => void
   ): void {
+    const questions = { ...asked, path: client.tenant.path }
     const answer = new Inspection.Answer(questions, connection.group.credential.user)
     this.statistics.inspections++
     this.#askBetween(connection, client, Inspection.inspection(questions, answer.read), (fine) =>
@@ -387,7 +388,7 @@ export class Pool {
     if (!isOwn && (connection.tenant !== tenant || !connection.stateKnown)) return switchTo(tenant.path, settings)
     if (!isOwn && connection.settings.key !== settings.key) {
       const { settings: before } = connection
-      return differInRole(before, settings) ? switchTo(tenant.path, settings) : differences(before, settings)
+      return needSwitch(before, settings) ? switchTo(tenant.path, settings) : differences(before, settings)
     }
     const checkAfter = this.#limits.ServerCheckDelaySecs * 1000
     return checkAfter > 0 && this.#now() - connection.idleSince >= checkAfter ? checkConversation : null

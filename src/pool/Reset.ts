@@ -77,7 +77,7 @@ export const sessionFloor = (path: ReadonlyArray<string>, settings: ClientSettin
 const setPath = (schemas: ReadonlyArray<string>): Buffer => runUnnamed(`SET search_path = ${pathList(schemas)}`)
 
 /** A literal for one of these is one name; what a client gave for it at startup, and what the server shows, is a list. */
-const namesLists = /^(temp_tablespaces|local_preload_libraries|session_preload_libraries)$/
+const namesLists = /^(search_path|temp_tablespaces|local_preload_libraries|session_preload_libraries)$/
 
 const set = ([name, value]: readonly [string, string]): Buffer =>
   runUnnamed(
@@ -138,12 +138,12 @@ export const switchTo = (path: ReadonlyArray<string>, settings: ClientSettings):
   forgets: true
 })
 
-/** Another role may not be allowed to set what the next one wants: between these everything is reset. */
-export const differInRole = (from: ClientSettings, to: ClientSettings): boolean =>
-  roleOf(from) !== roleOf(to) || (roleOf(to) !== "[]" && from.key !== to.key)
+/** Another role may not be allowed to set what the next one wants, and a path is not reset to the tenant's: all is set anew. */
+export const needSwitch = (from: ClientSettings, to: ClientSettings): boolean =>
+  roleAndPath(from) !== roleAndPath(to) || (roleAndPath(to) !== "[]" && from.key !== to.key)
 
-const roleOf = ({ list }: ClientSettings): string =>
-  JSON.stringify(list.filter(([name]) => name === "role" || name === "session_authorization"))
+const roleAndPath = ({ list }: ClientSettings): string =>
+  JSON.stringify(list.filter(([name]) => name === "role" || name === "session_authorization" || name === "search_path"))
 
 /**
  * Only what differs, for a connection of this tenant whose state is known. What is sent is UTF-8, so a `client_encoding` of the

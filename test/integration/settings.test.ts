@@ -168,17 +168,36 @@ layer(SharedPerseus.with({ tenants: ["red", "blue"], config: one }), { excludeTe
       })
     )
 
-    it.effect("never changes whose tables it sees: the search path is its tenant's again in the next transaction", () =>
+    it.effect("may be its search path: that follows it alone, and RESET or DISCARD ALL returns to its tenant's", () =>
+      Effect.gen(function* () {
+        const { a, b, blue } = yield* twoClients
+        for (const [sql, path] of [
+          ["SET search_path = blue", "blue"],
+          ['SET search_path TO "Ünï", red, public', '"Ünï", red, public'],
+          ["SELECT set_config('search_path', 'blue, red', false)", "blue, red"],
+          ["SET search_path = ''", '""']
+        ] as const) {
+          for (const undo of ["RESET search_path", "RESET ALL", "DISCARD ALL", "SET search_path = red"]) {
+            yield* a.query(sql)
+            for (let round = 0; round < 2; round++) {
+              assert.strictEqual(yield* show(b, "search_path"), "red", sql)
+              assert.strictEqual(yield* show(blue, "search_path"), "blue", sql)
+              assert.strictEqual(yield* show(a, "search_path"), path, sql)
+            }
+            yield* a.query(undo)
+            assert.strictEqual(yield* show(a, "search_path"), "red", undo)
+          }
+        }
+      })
+    )
+
+    it.effect("of its search path is not followed where it was rolled back, or only SET LOCAL", () =>
       Effect.gen(function* () {
         const { a, b } = yield* twoClients
-        for (const sql of [
-          "SET search_path = blue",
-          "RESET search_path",
-          "SELECT set_config('search_path', 'blue', false)"
-        ]) {
-          yield* a.query(sql)
-          for (const client of [a, b]) assert.strictEqual(yield* show(client, "search_path"), "red", sql)
-        }
+        yield* a.query("BEGIN; SET search_path = blue; ROLLBACK")
+        yield* a.query("BEGIN; SET LOCAL search_path = blue; COMMIT")
+        yield* a.query("SET work_mem = '9MB'")
+        for (const client of [a, b]) assert.strictEqual(yield* show(client, "search_path"), "red")
       })
     )
 
