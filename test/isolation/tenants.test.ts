@@ -182,7 +182,7 @@ describe("what one tenant does to its session", () => {
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: oneConnection })
       const red = yield* perseus.login("red")
-      for (const statement of ["RESET ALL", "DISCARD ALL", "SET search_path = public", "RESET search_path"]) {
+      for (const statement of ["RESET ALL", "DISCARD ALL", "SET LOCAL search_path = public", "RESET search_path"]) {
         yield* red.query(statement)
         assert.deepStrictEqual(rowsOf(yield* red.query("SHOW search_path")), ["red"], statement)
       }
