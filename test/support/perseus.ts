@@ -102,6 +102,7 @@ export interface TestPerseus {
   readonly pool: () => PoolSnapshot
   /** Connections to the destination that are not the test's own. */
   readonly backends: Effect.Effect<ReadonlyArray<Backend>>
+  /** Ends when the service has heard of it. */
   readonly updateRow: (schema: string, column: string, value: string) => Effect.Effect<void>
   readonly encrypt: (secret: string) => Effect.Effect<string>
   readonly hash: (password: string) => Effect.Effect<string>
@@ -356,7 +357,14 @@ export const startPerseus = Effect.fnUntraced(function* (
         }))
     ),
     updateRow: (schema, column, value) =>
-      Effect.asVoid(auth.query(`UPDATE perseus_auth SET ${column} = $1 WHERE source_schema = $2`, [value, schema])),
+      Effect.gen(function* () {
+        const before = service.live.rowChanges
+        yield* auth.query(`UPDATE perseus_auth SET ${column} = $1 WHERE source_schema = $2`, [value, schema])
+        yield* eventually(
+          Effect.sync(() => service.live.rowChanges),
+          (now) => now > before
+        )
+      }),
     encrypt: encrypted,
     hash: hashOf,
     reload: (next) =>
