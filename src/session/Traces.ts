@@ -7,6 +7,7 @@
  * forgets everything. Pure bookkeeping.
  */
 import { CommandTags, type CommandTag } from "./CommandTags.ts"
+import { bare, MAX_TEXT_LENGTH } from "./SqlText.ts"
 
 /** Settings with a dot in their name that one client may make: each is asked for by name. */
 const MAX_CUSTOM_NAMES = 100
@@ -25,9 +26,11 @@ export const noHint: Hint = { settings: false, holds: false, customNames: [], se
 export const anyHint: Hint = { settings: true, holds: true, customNames: [], setsLocally: false }
 
 /** One look at each text: 0.1 µs where there is nothing. */
-const telltale = /advisory_(?!xact_)|set_config|\btemp|pg_temp|(?:^|[;/\n])\s*set\s/i
+const telltale = /advisory_(?!xact_)|set_config|\btemp|pg_temp|(?:^|[;/\r\n])[^\S\r\n]*set\s/i
 const holding = /advisory_(?!xact_)|\btemp|pg_temp/i
-const localSet = /^\s*set\s+(?:local|transaction|constraints)\s[^;]*;?\s*$/i
+/** The blanks are PostgreSQL's: it takes a no-break space for a letter. */
+const localSet = /^\s*set\s+(?:local|transaction|constraints)[ \t-\r]/i
+const oneStatement = /^[^;]*(?:;\s*)?$/
 /** The usual `set_config('app.user', $1, true)`, which ends with its transaction. */
 const localConfig = /set_config\s*\(\s*'[^']*'\s*,\s*(?:'[^']*'|\$\d+(?:\s*::\s*\w+)?)\s*,\s*true\s*\)/gi
 const customName = String.raw`("?[a-z_][\w$]*"?(?:\s*\.\s*"?[\w$]+"?)+)`
@@ -35,18 +38,14 @@ const customSet = new RegExp(String.raw`(?:^|;)\s*set\s+(?:session\s+)?${customN
 const customConfig = new RegExp(String.raw`set_config\s*\(\s*e?'${customName}'`, "gi")
 const sets = /(?:^|;)\s*set\s/i
 
-/** Comments, and what stands in quotes where `literals` says so, are blanks. */
-export const bare = (text: string, literals: "with literals" | "without literals"): string =>
-  text.replaceAll(/'(?:[^']|'')*'|\$(\w*)\$[\s\S]*?\$\1\$|--[^\n]*|\/\*[\s\S]*?\*\//g, (piece) =>
-    piece.startsWith("-") || piece.startsWith("/") ? " " : literals === "with literals" ? piece : "''"
-  )
-
 export const hintOf = (text: string): Hint => {
+  if (text.length > MAX_TEXT_LENGTH) return anyHint
   if (!telltale.test(text)) return noHint
   const said = bare(text, "with literals")
   const settings = /set_config/i.test(said.replaceAll(localConfig, ""))
   const holds = holding.test(said)
-  const setsLocally = localSet.test(said)
+  // Of the text as it came: what was taken for a comment may be none.
+  const setsLocally = localSet.test(said) && oneStatement.test(text)
   if (!settings && !holds && !setsLocally && !sets.test(said) && !/set_config/i.test(said)) return noHint
   const names = [...said.matchAll(customSet), ...said.matchAll(customConfig)]
   const customNames = names.map(([, name = ""]) => name.replaceAll(/[\s"]/g, ""))

@@ -17,6 +17,7 @@ import { entries, type Expectations } from "./Expectations.ts"
 import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import { needsSession } from "./NeedsSession.ts"
 import type { PreparedStatements, Rewritten } from "./PreparedStatements.ts"
+import { deallocated } from "./SqlText.ts"
 import { anyHint, hintOf, type Traces } from "./Traces.ts"
 
 /** Where the message goes. */
@@ -44,8 +45,6 @@ export interface State {
 const REFUSED = "refused by perseus"
 const refusedQuery = query(REFUSED)
 const refusedParse = parse("", Buffer.from(`${REFUSED}\0\0\0`))
-
-const deallocate = /^\s*deallocate\s+(?:prepare\s+)?(?!all\s*;?\s*$)("(?:[^"]|"")+"|[a-z_][\w$]*)\s*;?\s*$/i
 
 const transactionFailed = errorResponse({
   severity: "ERROR",
@@ -256,11 +255,4 @@ const tooManyStatements = new FeatureNotSupported({
 const errorFor = (need: string): Buffer => {
   const { sqlState, clientMessage, hint } = new NeedsSession({ need })
   return errorResponse({ severity: "ERROR", sqlState, message: clientMessage, hint })
-}
-
-/** The statement's name; not quoted, it is folded to lower case. */
-const deallocated = (text: string): string | null => {
-  const name = deallocate.exec(text)?.[1]
-  if (name === undefined) return null
-  return name.startsWith('"') ? name.slice(1, -1).replaceAll('""', '"') : name.toLowerCase()
 }

@@ -267,7 +267,8 @@ describe("a client that waits and is not read any more, for all that it has sent
       yield* perseus.settle
       const [first, ...rest] = waiter.heard().filter((line) => !line.startsWith("row red,app,"))
       assert.deepStrictEqual([first, ...rest], [...answered, "done SELECT 1", "ready I", ...answered])
-      assert.strictEqual(perseus.other.postgres.log.at(-1)?.sql, "SELECT 1")
+      const ran = perseus.other.postgres.log.map(({ sql }) => sql)
+      assert.include(ran, "SELECT 1")
       assert.strictEqual(perseus.pool().waiting, 0)
       yield* commit(perseus, holder)
     })
