@@ -114,10 +114,13 @@ const readStartup = Effect.fnUntraced(function* (
     })
   }
   const asked = new Map<string, string>()
+  const dateStyles: Array<string> = []
   for (const [name, value] of [...options, ...message.parameters]) {
     const key = name.toLowerCase()
-    asked.set(key, key === "datestyle" ? composeDateStyle(asked.get(key), value) : value)
+    asked.set(key, value)
+    if (key === "datestyle") dateStyles.push(value)
   }
+  if (dateStyles.length > 1) asked.set("datestyle", composeDateStyles(dateStyles))
 
   const user = asked.get("user") ?? ""
   if (user === "") return yield* new StartupParameterMissing({ parameter: "user" })
@@ -151,13 +154,20 @@ const readStartup = Effect.fnUntraced(function* (
   }
 })
 
-/** Each value says a style, an order or both, and PostgreSQL takes them one after the other: pgjdbc always adds ISO. */
-const composeDateStyle = (before: string | undefined, value: string): string => {
-  if (before === undefined) return value
+/**
+ * Each value says a style, an order or both, and PostgreSQL takes them one after the other: pgjdbc always adds ISO. Nobody has
+ * logged in yet, and a value can have thousands of words: each is looked at once.
+ */
+const composeDateStyles = (values: ReadonlyArray<string>): string => {
   const isOrder = (word: string) => /^(ymd|dmy|mdy|us|euro|european|noneuro)/i.test(word)
-  const later = words(value)
-  const kept = words(before).filter((word) => !later.some((other) => isOrder(other) === isOrder(word)))
-  return [...later, ...kept].join(", ")
+  const said = new Set<boolean>()
+  const composed: Array<string> = []
+  for (const value of values.toReversed()) {
+    const kept = words(value).filter((word) => !said.has(isOrder(word)))
+    for (const word of kept) said.add(isOrder(word))
+    composed.push(...kept)
+  }
+  return composed.join(", ")
 }
 
 const words = (list: string): ReadonlyArray<string> =>

@@ -377,6 +377,36 @@ describe("DateStyle said twice", () => {
   }
 })
 
+describe("a startup packet that is as long as it may be", () => {
+  const orders = "us,".repeat(1600)
+  const styles = "a,".repeat(1600)
+  for (const [what, options, DateStyle] of [
+    ["words of a DateStyle", `-c DateStyle=${orders}`, styles],
+    ["DateStyles", `-c DateStyle=${orders} ${"-c DateStyle=a ".repeat(300)}`, "b"],
+    ["settings", "-c a=b ".repeat(1300), "ISO"],
+    ["blanks", " ".repeat(9000), "ISO"]
+  ] as const) {
+    it.effect(`is read as fast as any, whoever sent it: ${what}`, () =>
+      Effect.gen(function* () {
+        const send = (parameters: Parameters) => logIn({ ...who, schema_search_path: "tenant", ...parameters })
+        const timed = (parameters: Parameters) =>
+          Effect.gen(function* () {
+            const from = performance.now()
+            yield* send(parameters)
+            return performance.now() - from
+          })
+        const usual = { options: `-c application_name=${"x".repeat(9000)}`, DateStyle: "ISO" }
+        const times = { usual: Infinity, hostile: Infinity }
+        for (let round = 0; round < 5; round++) {
+          times.usual = Math.min(times.usual, yield* timed(usual))
+          times.hostile = Math.min(times.hostile, yield* timed({ options, DateStyle }))
+        }
+        assert.isBelow(times.hostile, 20 * times.usual)
+      })
+    )
+  }
+})
+
 describe("what is no startup packet", () => {
   it.effect("is refused by its length before anything is kept for it", () =>
     Effect.gen(function* () {
