@@ -35,34 +35,37 @@ interface World {
 class Stage extends Context.Service<Stage, World>()("test/leaks/Stage") {}
 
 /** Red and green share a role; gold and silver share a superuser. */
-const stage = Layer.effect(
-  Stage,
-  Effect.gen(function* () {
-    const server = yield* faultyServer(connection())
-    const perseus = yield* startPerseus({
-      tenants: ["red", "green", { schema: "gold", destUser: "super" }, { schema: "silver", destUser: "super" }],
-      through: server,
-      config: { PoolSettings }
-    })
-    const { role } = perseus.tenant("red")
-    yield* perseus.destination.script(`
+const stageWith = (more: Readonly<Record<string, unknown>>) =>
+  Layer.effect(
+    Stage,
+    Effect.gen(function* () {
+      const server = yield* faultyServer(connection())
+      const perseus = yield* startPerseus({
+        tenants: ["red", "green", { schema: "gold", destUser: "super" }, { schema: "silver", destUser: "super" }],
+        through: server,
+        config: { PoolSettings: { ...PoolSettings, ...more } }
+      })
+      const { role } = perseus.tenant("red")
+      yield* perseus.destination.script(`
       GRANT pg_monitor TO ${role} WITH SET TRUE;
       ALTER ROLE ${perseus.tenant("gold").role} SUPERUSER;
       CREATE SCHEMA common AUTHORIZATION ${role};
     `)
-    yield* perseus.query("red", "CREATE SEQUENCE common.number CACHE 20")
-    for (const tenant of ["red", "green", "gold", "silver"]) {
-      yield* perseus.query(
-        tenant,
-        `CREATE TABLE me (name text); INSERT INTO me VALUES ('${tenant}');
+      yield* perseus.query("red", "CREATE SEQUENCE common.number CACHE 20")
+      for (const tenant of ["red", "green", "gold", "silver"]) {
+        yield* perseus.query(
+          tenant,
+          `CREATE TABLE me (name text); INSERT INTO me VALUES ('${tenant}');
          CREATE TYPE mood AS ENUM ('${tenant}');
          CREATE FUNCTION quicken() RETURNS text LANGUAGE sql AS
            $$ SELECT set_config('work_mem', '64kB', false) || set_config('my.mark', '${tenant}', false) $$`
-      )
-    }
-    return { perseus, server }
-  })
-)
+        )
+      }
+      return { perseus, server }
+    })
+  )
+
+const stage = stageWith({})
 
 /** What the switch says, up to the path. */
 const resets = new Set(["RESET ALL", "DISCARD ALL"])
@@ -398,18 +401,19 @@ layer(stage, { excludeTestServices: true })("what one tenant leaves on a connect
         const guessed = yield* second.exchange(Buffer.concat([bind("", "mine", "to green"), execute(), sync]))
         return [called, bound, guessed].map(said)
       })
-      // By a Bind no client can name what it has not prepared itself, reset or not.
+      // By a Bind no client can name what it has not prepared itself, whatever the switch forgets.
       assert.deepStrictEqual(yield* meet(world, withoutReset, leave, look), ["red|to green", "26000", "26000"])
       assert.deepStrictEqual(yield* meet(world, noFault, leave, look), ["42601", "26000", "26000"])
     })
   )
 
-  it.effect("is not found by the next: the unnamed statement, whose place the switch's own takes", () =>
+  it.effect("cannot be found by the next, whatever the switch forgets: the unnamed statement", () =>
     Effect.gen(function* () {
       const world = yield* Stage
       const leave = (first: RawClient) => first.exchange(Buffer.concat([parse("", "SELECT name FROM me"), sync]))
       const look = (second: RawClient) =>
         Effect.map(second.exchange(Buffer.concat([bind("", ""), execute(), sync])), said)
+      // The switch's own statements have taken its place, and what a client has not parsed itself is not bound for it.
       assert.strictEqual(yield* meet(world, withoutReset, leave, look), "26000")
       assert.strictEqual(yield* meet(world, noFault, leave, look), "26000")
     })
@@ -435,6 +439,29 @@ layer(stage, { excludeTestServices: true })("what one tenant leaves on a connect
     })
   )
 })
+
+layer(stageWith({ MaxPreparedStatements: 0 }), { excludeTestServices: true })(
+  "where a statement's name means on the connection what its client says",
+  (it) => {
+    for (const [whom, second] of [
+      ["the next tenant", "green"],
+      ["the next client of the same tenant", "red"]
+    ] as const) {
+      it.effect(`it is not found by ${whom}`, () =>
+        Effect.gen(function* () {
+          const world = yield* Stage
+          const leave = (first: RawClient) =>
+            first.exchange(Buffer.concat([parse("mine", "SELECT 'red', $1::text"), sync]))
+          const look = (second: RawClient) =>
+            Effect.map(second.exchange(Buffer.concat([bind("", "mine", "to the next"), execute(), sync])), said)
+          const tenants = ["red", second] as const
+          assert.strictEqual(yield* meet(world, withoutReset, leave, look, tenants), "red|to the next")
+          assert.strictEqual(yield* meet(world, noFault, leave, look, tenants), "26000")
+        })
+      )
+    }
+  }
+)
 
 layer(stage, { excludeTestServices: true })("what the server says late", (it) => {
   const unasked: ReadonlyArray<readonly [what: string, said: Buffer]> = [
