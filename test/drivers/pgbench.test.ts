@@ -13,6 +13,7 @@ const manners: ReadonlyArray<readonly [what: string, transactions: number, ...ar
   ["extended", 20, "-M", "extended"],
   ["prepared", 20, "-M", "prepared"],
   ["a connection for each transaction, simple", 5, "-C", "-M", "simple"],
+  ["a connection for each transaction, extended", 5, "-C", "-M", "extended"],
   ["a connection for each transaction, prepared", 5, "-C", "-M", "prepared"],
   ["reading, prepared", 50, "-S", "-M", "prepared"],
   ["pipelines, extended", 20, "-M", "extended", "-f", sourceOf("pipeline.pgbench")],
