@@ -148,7 +148,10 @@ const say = (messages: ReadonlyArray<Message>): string =>
 
 export class RawClient {
   readonly #socket: Net.Socket
-  #pending: Buffer = Buffer.alloc(0)
+  /** Put together when the message that they begin may be whole: of 20 MB it is one of many hundred. */
+  #pending: Array<Buffer> = []
+  #pendingLength = 0
+  #due = 1
   /** Bytes without a letter that are due (the answer to an SSLRequest). */
   #bareDue = 0
   #messages: Array<Message> = []
@@ -178,21 +181,29 @@ export class RawClient {
   }
 
   #receive(chunk: Buffer): void {
-    this.#pending = this.#pending.length === 0 ? chunk : Buffer.concat([this.#pending, chunk])
+    this.#pending.push(chunk)
+    this.#pendingLength += chunk.length
+    if (this.#pendingLength < this.#due) return
+    const pending = Buffer.concat(this.#pending)
     let at = 0
-    for (; this.#bareDue > 0 && at < this.#pending.length; at++, this.#bareDue--) {
-      this.#messages.push({ type: this.#pending.toString("latin1", at, at + 1), body: Buffer.alloc(0) })
+    for (; this.#bareDue > 0 && at < pending.length; at++, this.#bareDue--) {
+      this.#messages.push({ type: pending.toString("latin1", at, at + 1), body: Buffer.alloc(0) })
     }
-    while (this.#pending.length - at >= 5) {
-      const end = at + 1 + this.#pending.readUInt32BE(at + 1)
-      if (end > this.#pending.length) break
+    this.#due = 1
+    while (pending.length - at >= 5) {
+      const end = at + 1 + pending.readUInt32BE(at + 1)
+      if (end > pending.length) {
+        this.#due = end - at
+        break
+      }
       this.#messages.push({
-        type: this.#pending.toString("latin1", at, at + 1),
-        body: Buffer.from(this.#pending.subarray(at + 5, end))
+        type: pending.toString("latin1", at, at + 1),
+        body: Buffer.from(pending.subarray(at + 5, end))
       })
       at = end
     }
-    this.#pending = this.#pending.subarray(at)
+    this.#pending = [pending.subarray(at)]
+    this.#pendingLength = pending.length - at
     this.#wake()
   }
 
