@@ -3,22 +3,30 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Redacted from "effect/Redacted"
 import { Network } from "../../src/net/Network.ts"
+import { Answer, inspection, type Questions } from "../../src/pool/Inspection.ts"
 import { Credential } from "../../src/pool/Credential.ts"
 import { CredentialGroup, type PoolTenant } from "../../src/pool/PoolTenant.ts"
 import { switchTo, noSettings } from "../../src/pool/Reset.ts"
 import { ServerConnection, type ConversationEnd, type LoggedIn } from "../../src/pool/ServerConnection.ts"
 import { openAndLogIn } from "../../src/pool/ServerLogin.ts"
-import { authenticationCleartextPassword, authenticationOk, closeComplete } from "../../src/protocol/Backend.ts"
+import {
+  authenticationCleartextPassword,
+  authenticationOk,
+  closeComplete,
+  parseComplete,
+  readyForQuery
+} from "../../src/protocol/Backend.ts"
 import { cString, frame, int32 } from "../../src/protocol/Encoder.ts"
 import { Backend, Frontend, frontendLimits, HEADER_LENGTH, lengthAt } from "../../src/protocol/Frame.ts"
 import { entries, Expectations, Expected } from "../../src/session/Expectations.ts"
 import { isNamed, mayBeNamed, namedPart } from "../../src/session/NamedMessages.ts"
 import { PreparedStatements } from "../../src/session/PreparedStatements.ts"
 import { Traces } from "../../src/session/Traces.ts"
+import { bindComplete, dataRow } from "../../src/testing/ServerMessages.ts"
 import { World } from "../simulation/World.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 import { clientTurns, serverTurns, turnsOf } from "./captures.ts"
-import { fuzz, TIMEOUT, watch } from "./fuzz.ts"
+import { fuzz, isReplay, TIMEOUT, watch } from "./fuzz.ts"
 import type { Mutator } from "./Mutator.ts"
 
 /** Where the input is one of several turns of a server's, the longest of which has 64 kB. */
@@ -37,6 +45,8 @@ const loggedIn = (transport: RecordedTransport): LoggedIn => ({
 })
 
 const group = new CredentialGroup("app", credential)
+
+const parsed = Buffer.concat([parseComplete, bindComplete])
 
 const connectionOn = (transport: RecordedTransport, onLost: () => void = () => {}) =>
   new ServerConnection<PoolTenant, CredentialGroup>(loggedIn(transport), group, 0, onLost)
@@ -81,6 +91,7 @@ describe("what the server owes", () => {
 
   it("is counted without an end or a doubt, whatever is sent and answered in whatever order", TIMEOUT, () => {
     fuzz({
+      from: "clients",
       corpus: [
         Buffer.from([0, 0x0d, 11]),
         Buffer.from([2, 0x12, 0x42, 4, 0x0d, 0x1d, 0x3d, 11]),
@@ -159,6 +170,7 @@ describe("a client's statements", () => {
   it("are renamed to whole messages of the same kind, whose lengths are true", TIMEOUT, () => {
     const connection = connectionOn(new RecordedTransport())
     fuzz({
+      from: "clients",
       corpus: clientTurns.filter((turn) => /^[PBDC]/.test(turn.toString("latin1"))),
       count: 60_000,
       check: (input, random) => {
@@ -201,6 +213,7 @@ describe("a login to a server", () => {
   it("ends, with a connection or the reason why there is none, and leaves nothing open", TIMEOUT, () => {
     let successes = 0
     fuzz({
+      from: "servers",
       corpus: [authenticationCleartextPassword, md5, greeting],
       count: 20_000,
       mayAllocate: SERVER_TURN_ALLOCATION,
@@ -233,7 +246,7 @@ describe("a login to a server", () => {
       }
     })
     // A fuzz that never gets in would test the door alone.
-    if (process.env["PERSEUS_SEED"] === undefined) assert.isAbove(successes, 1000)
+    if (!isReplay) assert.isAbove(successes, 1000)
   })
 
   it("by SCRAM ends too, in bounded time", TIMEOUT, async () => {
@@ -241,6 +254,7 @@ describe("a login to a server", () => {
     const mechanisms = frame(Backend.authentication, int32(10), cString("SCRAM-SHA-256"), Buffer.of(0))
     const attempts: Array<Promise<void>> = []
     fuzz({
+      from: "servers",
       corpus: [Buffer.from(challenge)],
       count: 2_000,
       check: (input, random) => {
@@ -274,6 +288,7 @@ describe("a connection to a server", () => {
     let done = 0
     const answer = turnsOf("asPooler").filter(({ from }) => from === "server")[2]!.bytes
     fuzz({
+      from: "servers",
       corpus: [answer, ...serverTurns],
       count: 60_000,
       mayAllocate: SERVER_TURN_ALLOCATION,
@@ -292,6 +307,41 @@ describe("a connection to a server", () => {
         assert.isAtMost(connection.takePending()?.length ?? 0, 1024 * 1024 + HEADER_LENGTH)
       }
     })
-    if (process.env["PERSEUS_SEED"] === undefined) assert.isAbove(done, 50)
+    if (!isReplay) assert.isAbove(done, 50)
+  })
+
+  it("says anything when it is asked what a lease left, and what is found is of known kinds", TIMEOUT, () => {
+    const questions: Questions = { settings: true, holds: true, path: ["red"], customNames: ["my.setting"] }
+    const complete = (tag: string) => frame(Backend.commandComplete, cString(tag))
+    const timeout = Buffer.concat([parsed, dataRow(["5s"]), complete("SHOW")])
+    const found = [
+      ["setting", "work_mem", Buffer.from("9MB").toString("hex")],
+      ["setting", "role", Buffer.from("none").toString("hex")],
+      ["hold", "LISTEN", null]
+    ].map(dataRow)
+    const answers = [timeout, parsed, complete("RESET"), timeout, parsed, ...found, complete("SELECT 3")]
+    const answer = Buffer.concat([...answers, readyForQuery(0x49)])
+    let done = 0
+    fuzz({
+      from: "servers",
+      corpus: [answer],
+      count: 60_000,
+      mayAllocate: SERVER_TURN_ALLOCATION,
+      check: (input, random) => {
+        const transport = new RecordedTransport()
+        const connection = connectionOn(transport)
+        const heard = new Answer(questions, "app")
+        const ends: Array<ConversationEnd> = []
+        connection.converse(inspection(questions, heard.read), 1000, (end) => ends.push(end))
+        transport.say(...random.pieces(input))
+        connection.giveUpConversation()
+        assert.strictEqual(ends.length, 1)
+        const { settings, holds } = heard.findings
+        for (const pair of settings!) for (const text of pair) assert.isString(text)
+        for (const hold of holds) assert.isString(hold)
+        if (ends[0]!._tag === "Done") done++
+      }
+    })
+    if (!isReplay) assert.isAbove(done, 1000)
   })
 })

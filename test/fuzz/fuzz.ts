@@ -21,7 +21,11 @@ const FREE_ALLOCATION = 16 * 1024
 /** Copies of an input, and texts that grow when they are decoded. */
 const ALLOCATION_PER_BYTE = 8
 
+/** Who sends what is decoded. */
+export type Side = "clients" | "servers" | "operators"
+
 export interface Target {
+  readonly from: Side
   readonly corpus: ReadonlyArray<Buffer>
   readonly count: number
   /** Bytes in one piece beside those that the input's own length justifies. */
@@ -112,8 +116,17 @@ export const underSeed = <A>(seed: number, work: () => A): A => {
   }
 }
 
-export const fuzz = ({ corpus, count, mayAllocate = FREE_ALLOCATION, check }: Target): void => {
+const given: Record<Side, number> = { clients: 0, servers: 0, operators: 0 }
+
+/** How many inputs the decoders of this file have been given that this side sends. */
+export const inputsFrom = (side: Side): number => given[side]
+
+/** One seed is replayed: what holds of many need not hold. */
+export const isReplay = alone !== undefined
+
+export const fuzz = ({ from, corpus, count, mayAllocate = FREE_ALLOCATION, check }: Target): void => {
   for (const seed of seedsOf(count)) {
+    given[from]++
     underSeed(seed, () => {
       const random = new Mutator(seed)
       const input = random.input(corpus)

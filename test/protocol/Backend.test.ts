@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Backend from "../../src/protocol/Backend.ts"
-import { frame, int32 } from "../../src/protocol/Encoder.ts"
+import { frame, int16, int32 } from "../../src/protocol/Encoder.ts"
 import { FrameCollector, type Frame } from "../../src/protocol/Frame.ts"
 import { seeded } from "../support/random.ts"
 
@@ -173,4 +173,29 @@ describe("decodeAuthentication", () => {
       Backend.decodeAuthentication(bytes)
     }
   })
+})
+
+describe("a row", () => {
+  const row = (count: number, ...parts: ReadonlyArray<Buffer>) => Buffer.concat([int16(count), ...parts])
+  const field = (length: number, text = "") => Buffer.concat([int32(length), Buffer.from(text)])
+
+  it("is read with its NULLs", () => {
+    assert.deepStrictEqual(Backend.decodeDataRow(row(3, field(1, "a"), field(-1), field(0))), ["a", null, ""])
+    assert.deepStrictEqual(Backend.decodeDataRow(row(0)), [])
+  })
+
+  const refused: ReadonlyArray<readonly [what: string, body: Buffer]> = [
+    ["a length below that of NULL (CVE-2026-32286)", row(1, field(-2))],
+    ["the least length there is", row(1, field(-0x80000000, "a"))],
+    ["a length beyond the row", row(1, field(2, "a"))],
+    ["the greatest length there is", row(1, field(0x7fffffff, "a"))],
+    ["more columns than there are", row(2, field(1, "a"))],
+    ["the greatest count there is", row(-1, field(1, "a"))],
+    ["fewer columns than there are", row(1, field(1, "a"), field(1, "b"))],
+    ["half a length", row(1, Buffer.alloc(3))],
+    ["half a count", Buffer.alloc(1)]
+  ]
+  for (const [what, body] of refused) {
+    it(`is refused for ${what}`, () => assert.isNull(Backend.decodeDataRow(body)))
+  }
 })
