@@ -83,9 +83,9 @@ export class LiveSessions {
     return this.#byTenant.get(tenantKey)?.size ?? 0
   }
 
-  /** The tenants that have sessions now, each with them. */
-  byTenant(): ReadonlyArray<ReadonlySet<LiveSession>> {
-    return [...this.#byTenant.values()]
+  /** The keys of the tenants that have sessions now. */
+  tenants(): ReadonlyArray<string> {
+    return [...this.#byTenant.keys()]
   }
 
   ofTenant(tenantKey: string): ReadonlySet<LiveSession> {

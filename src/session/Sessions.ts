@@ -1,29 +1,25 @@
 /**
- * All sessions: takes what the listener accepts, gives each a fiber of its own, follows changed rows into living sessions, and
- * drains when the service goes down.
+ * All sessions: takes what the listener accepts, gives each a fiber of its own, has changed rows followed into living sessions,
+ * and drains when the service goes down.
  *
- * Owns the session fibers; what a session does is Session's.
+ * Owns the session fibers; what a session does is Session's, what a changed row means is RowFollower's.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
-import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { LiveConfig } from "../config/LiveConfig.ts"
 import { LiveTls } from "../config/LiveTls.ts"
-import { TenantRevoked } from "../errors.ts"
 import { ByteReader } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
 import { Pools, SWEEP_PERIOD_MS } from "../pool/Pools.ts"
-import { AuthRepo, type AuthChange, type AuthRow } from "../tenant/AuthRepo.ts"
-import { Authenticator, tenantName } from "../tenant/Authenticator.ts"
-import { LiveSession, LiveSessions } from "./LiveSessions.ts"
+import { AuthRepo } from "../tenant/AuthRepo.ts"
+import { Authenticator } from "../tenant/Authenticator.ts"
+import { LiveSessions } from "./LiveSessions.ts"
+import * as RowFollower from "./RowFollower.ts"
 import { serve, type House } from "./Session.ts"
 
 /** Connections beyond MaxClients that may be there to be told so, or to cancel. More are closed without a word. */
@@ -49,18 +45,21 @@ export class Sessions extends Context.Service<
       const config = yield* LiveConfig
       const repo = yield* AuthRepo
       const clock = yield* Clock.Clock
+      const authenticator = yield* Authenticator
+      const pools = yield* Pools
+      const live = new LiveSessions()
+      const rows = yield* RowFollower.make({ live, repo, authenticator, pools })
       const runBeside = yield* FiberSet.runtime(yield* FiberSet.make<void>())()
       const house: House = {
         config,
         tls: yield* LiveTls,
-        authenticator: yield* Authenticator,
-        pools: yield* Pools,
+        authenticator,
+        pools,
         clock,
-        live: new LiveSessions(),
+        live,
         fork: (effect) => void runBeside(effect),
-        recheck: (session) => house.fork(followTenant(house, repo, new Set([session])))
+        recheck: ({ identity }) => rows.recheck(identity.placement.tenantKey)
       }
-      const { live } = house
       const fibers = yield* FiberSet.make<void>()
       const fork = yield* FiberSet.runtime(fibers)()
       const cutNow = yield* Deferred.make<void>()
@@ -70,7 +69,7 @@ export class Sessions extends Context.Service<
         Effect.forever,
         Effect.forkScoped({ startImmediately: true })
       )
-      yield* Stream.runForEach(repo.changes, (change) => follow(house, repo, change)).pipe(
+      yield* Stream.runForEach(repo.changes, (change) => Effect.sync(() => rows.follow(change))).pipe(
         Effect.forkScoped({ startImmediately: true })
       )
 
@@ -104,53 +103,3 @@ export class Sessions extends Context.Service<
 
 const warnOfCut = (count: number): Effect.Effect<void> =>
   count === 0 ? Effect.void : Effect.logWarning(`cutting off ${count} clients that did not end in time`)
-
-/** A row has changed: what that means for the sessions that live by it. */
-const follow = (house: House, repo: AuthRepo["Service"], change: AuthChange): Effect.Effect<void> => {
-  house.live.rowChanges++
-  const tenants = change._tag === "Row" ? [house.live.ofTenant(tenantName(change.key))] : house.live.byTenant()
-  return Effect.forEach(tenants, (sessions) => followTenant(house, repo, sessions), { discard: true })
-}
-
-const followTenant = Effect.fnUntraced(
-  function* (house: House, repo: AuthRepo["Service"], sessions: ReadonlySet<LiveSession>) {
-    const [first] = sessions
-    if (first === undefined) return
-    const row = yield* repo.find(first.identity.row)
-    for (const session of Array.from(sessions)) {
-      const before = session.identity.row
-      if (Option.isNone(row) || loginDiffers(before, row.value)) session.relay.endAtBorder(new TenantRevoked())
-      else if (placeDiffers(before, row.value)) yield* move(house, session, row.value)
-    }
-  },
-  Effect.catch((failure) => Effect.logWarning("a changed row could not be followed", failure.message))
-)
-
-const move = Effect.fnUntraced(function* (house: House, session: LiveSession, row: AuthRow) {
-  const placement = yield* house.authenticator.locate(row)
-  const placeScope = yield* Scope.fork(session.scope)
-  const place = yield* Scope.provide(house.pools.place(placement, session.relay.settings), placeScope)
-  const old = session.place
-  const oldScope = session.placeScope
-  if (old.pool !== place.pool) old.pool.retire(old.tenant.group)
-  session.identity = { row, placement }
-  session.place = place
-  session.placeScope = placeScope
-  // The old place is given back once nothing is leased there any more; the session's end gives back both.
-  yield* Effect.callback<void>((resume) =>
-    session.relay.moveTo(place.pool, place.tenant, () => resume(Effect.void))
-  ).pipe(Effect.andThen(Scope.close(oldScope, Exit.void)), Effect.forkIn(session.scope, { startImmediately: true }))
-})
-
-const loginDiffers = (before: AuthRow, after: AuthRow): boolean =>
-  before.sourceUser !== after.sourceUser || secretOf(before.sourcePassHashed) !== secretOf(after.sourcePassHashed)
-
-const secretOf = (secret: Redacted.Redacted<string> | null): string | null =>
-  secret === null ? null : Redacted.value(secret)
-
-const placeDiffers = (before: AuthRow, after: AuthRow): boolean =>
-  before.destHost !== after.destHost ||
-  before.destDb !== after.destDb ||
-  before.destUser !== after.destUser ||
-  before.destPassEnc !== after.destPassEnc ||
-  before.poolMode !== after.poolMode

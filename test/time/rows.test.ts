@@ -3,6 +3,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { terminate } from "../../src/protocol/Frontend.ts"
 import * as MemoryPasswordHash from "../../src/testing/MemoryPasswordHash.ts"
 import { answered, HOST, make, type MemoryPerseus, OTHER_HOST } from "../support/memoryPerseus.ts"
 
@@ -210,6 +211,130 @@ describe("a new dest_user", () => {
       yield* perseus.settle
       assert.match(client.heard()[0] ?? "", /^row red,other,/)
       perseus.whole(perseus.pool().idle)
+    })
+  )
+})
+
+describe("a row that changes while what must be asked does not answer", () => {
+  /** Longer than from one try to the next. */
+  const RETRY_MS = 10_000
+
+  it.effect("of its secret is followed when KMS is back, by all of its sessions", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      const clients = [yield* perseus.logIn("red"), yield* perseus.logIn("red")]
+      perseus.kms.fail()
+      perseus.users["app"] = "rotated"
+      perseus.setTenant("red", { destPassEnc: perseus.kms.encrypt("rotated") })
+      yield* perseus.pass(60_000)
+      perseus.kms.recover()
+      yield* perseus.pass(RETRY_MS)
+      // The old password opens nothing any more, and no old connection is left.
+      perseus.server.reset()
+      yield* perseus.settle
+      for (const client of clients) {
+        client.ask("SELECT 1")
+        yield* perseus.settle
+        assert.deepStrictEqual(client.heard(), answered)
+      }
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("asks less and less often, and no more when its last session has ended", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      const client = yield* perseus.logIn("red")
+      perseus.kms.fail()
+      perseus.setTenant("red", { destPassEnc: perseus.kms.encrypt("rotated") })
+      yield* perseus.pass(60_000)
+      const early = perseus.kms.decrypts()
+      assert.isAtMost(early, 25)
+      yield* perseus.pass(60_000)
+      assert.isAtMost(perseus.kms.decrypts() - early, 12)
+      client.send(terminate)
+      yield* perseus.pass(RETRY_MS)
+      const { decrypts } = perseus.kms
+      const last = decrypts()
+      yield* perseus.pass(60_000)
+      assert.strictEqual(decrypts(), last)
+    })
+  )
+
+  it.effect("is not asked for again where only another change of the row can help", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      const client = yield* perseus.logIn("red")
+      const before = perseus.repo.finds()
+      perseus.setTenant("red", { destHost: "" })
+      yield* perseus.pass(60_000)
+      assert.strictEqual(perseus.repo.finds(), before + 1)
+      perseus.setTenant("red", { destHost: OTHER_HOST })
+      yield* perseus.settle
+      client.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), answered)
+      assert.strictEqual(perseus.other.postgres.log.at(-1)?.sql, "SELECT 1")
+    })
+  )
+
+  it.effect("that is deleted ends its sessions when the auth database is back", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      const client = yield* perseus.logIn("red")
+      perseus.repo.fail()
+      perseus.repo.remove(red)
+      yield* perseus.pass(60_000)
+      client.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), answered)
+      perseus.repo.recover()
+      yield* perseus.pass(RETRY_MS)
+      assert.deepStrictEqual(client.heard(), goodbye)
+    })
+  )
+
+  it.effect("ends the sessions of a deleted one at once, though KMS does not answer for another's", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make()
+      const client = yield* perseus.logIn("red")
+      yield* perseus.logIn("blue")
+      perseus.slowDownKms("1 minute")
+      perseus.setTenant("blue", { destPassEnc: perseus.kms.encrypt("rotated") })
+      yield* perseus.settle
+      perseus.repo.remove(red)
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), goodbye)
+    })
+  )
+
+  it.effect("ends its sessions when it is deleted while KMS fails for its new secret", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      const client = yield* perseus.logIn("red")
+      perseus.slowDownKms("1 minute")
+      perseus.setTenant("red", { destPassEnc: perseus.kms.encrypt("rotated") })
+      yield* perseus.settle
+      perseus.repo.remove(red)
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), goodbye)
+    })
+  )
+
+  it.effect("is followed by its newest state when it changes while KMS is slow", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      const client = yield* perseus.logIn("red")
+      perseus.slowDownKms("1 minute")
+      perseus.setTenant("red", { destPassEnc: perseus.kms.encrypt("rotated") })
+      yield* perseus.pass(30_000)
+      perseus.slowDownKms(0)
+      perseus.setTenant("red", { destHost: OTHER_HOST, destPassEnc: perseus.kms.encrypt("app-secret") })
+      yield* perseus.pass(60_000)
+      client.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), answered)
+      assert.strictEqual(perseus.other.postgres.log.at(-1)?.sql, "SELECT 1")
     })
   )
 })

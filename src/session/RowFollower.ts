@@ -1,0 +1,129 @@
+/**
+ * Follows changed rows of perseus_auth into the sessions that live by them: who has to leave, and who is served elsewhere.
+ *
+ * A fiber for each tenant whose row has changed, so that none waits for another's; a newer change of the same row begins
+ * anew. Who has to leave is told before KMS is asked for anything. What does not answer, auth database or KMS, is asked
+ * again for as long as the tenant has sessions: nobody will tell of that change a second time.
+ *
+ * It never judges a login, and it ends no fiber of a session: the relay does, at its transaction's border.
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberMap from "effect/FiberMap"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import { TenantRevoked } from "../errors.ts"
+import type { Pools } from "../pool/Pools.ts"
+import type { AuthChange, AuthRepo, AuthRow } from "../tenant/AuthRepo.ts"
+import { type Authenticator, type Identity, tenantName } from "../tenant/Authenticator.ts"
+import type { LiveSession, LiveSessions } from "./LiveSessions.ts"
+
+/** When a thousand rows get a new secret at once, logins must find KMS free. */
+const DECRYPTIONS_AT_ONCE = 8
+
+const backoff = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("10 seconds")]).pipe(
+  Schedule.jittered
+)
+
+export interface RowFollower {
+  readonly follow: (change: AuthChange) => void
+  /** Looks at this tenant's row again. */
+  readonly recheck: (tenantKey: string) => void
+}
+
+export const make = Effect.fnUntraced(function* (needs: {
+  readonly live: LiveSessions
+  readonly repo: AuthRepo["Service"]
+  readonly authenticator: Authenticator["Service"]
+  readonly pools: Pools["Service"]
+}): Effect.fn.Return<RowFollower, never, Scope.Scope> {
+  const { live, repo, authenticator, pools } = needs
+  const run = yield* FiberMap.runtime(yield* FiberMap.make<string, void>())()
+  const decryptions = yield* Semaphore.make(DECRYPTIONS_AT_ONCE)
+
+  const followOnce = Effect.fnUntraced(function* (tenantKey: string) {
+    const [anyone] = live.ofTenant(tenantKey)
+    if (anyone === undefined) return
+    const found = yield* repo.find(anyone.identity.row)
+    for (const session of Array.from(live.ofTenant(tenantKey))) {
+      if (hasToLeave(session, found)) session.relay.endAtBorder(new TenantRevoked())
+    }
+    if (Option.isNone(found)) return
+    const row = found.value
+    const strayed = () => Array.from(live.ofTenant(tenantKey)).filter((session) => hasStrayed(session, row))
+    if (strayed().length === 0) return
+    const placement = yield* decryptions.withPermit(authenticator.locate(row))
+    for (const session of strayed()) yield* move(pools, session, { row, placement })
+  })
+
+  const recheck = (tenantKey: string) => void run(tenantKey, untilDone(followOnce(tenantKey)))
+
+  return {
+    follow: (change) => {
+      live.rowChanges++
+      if (change._tag === "Row") recheck(tenantName(change.key))
+      else live.tenants().forEach(recheck)
+    },
+    recheck
+  }
+})
+
+type Failure = Effect.Error<ReturnType<AuthRepo["Service"]["find"] | Authenticator["Service"]["locate"]>>
+
+/** The log has each reason once, not each try. A row that makes no sense is not tried again: its next change will be. */
+const untilDone = (once: Effect.Effect<void, Failure>): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    let reported: string | undefined
+    const report = ({ message }: Failure) => {
+      if (message === reported) return Effect.void
+      reported = message
+      return Effect.logWarning("a changed row could not be followed", message)
+    }
+    return once.pipe(
+      Effect.tapError(report),
+      Effect.retry({ schedule: backoff, while: ({ _tag }) => _tag !== "LoginRefused" }),
+      Effect.ignore
+    )
+  })
+
+/** Not interrupted between the new place and the end of the old one, or the session would hold both until its end. */
+const move = (pools: Pools["Service"], session: LiveSession, identity: Identity): Effect.Effect<void> =>
+  Effect.uninterruptible(
+    Effect.gen(function* () {
+      const placeScope = yield* Scope.fork(session.scope)
+      const place = yield* Scope.provide(pools.place(identity.placement, session.relay.settings), placeScope)
+      const old = session.place
+      const oldScope = session.placeScope
+      if (old.pool !== place.pool) old.pool.retire(old.tenant.group)
+      session.identity = identity
+      session.place = place
+      session.placeScope = placeScope
+      // The old place is given back once nothing is leased there any more; the session's end gives back both.
+      yield* Effect.callback<void>((resume) =>
+        session.relay.moveTo(place.pool, place.tenant, () => resume(Effect.void))
+      ).pipe(Effect.andThen(Scope.close(oldScope, Exit.void)), Effect.forkIn(session.scope, { startImmediately: true }))
+    })
+  )
+
+const hasToLeave = ({ identity }: LiveSession, row: Option.Option<AuthRow>): boolean =>
+  Option.isNone(row) || loginDiffers(identity.row, row.value)
+
+/** It may stay, and is not served where the row says. */
+const hasStrayed = ({ identity }: LiveSession, row: AuthRow): boolean =>
+  !loginDiffers(identity.row, row) && placeDiffers(identity.row, row)
+
+const loginDiffers = (before: AuthRow, after: AuthRow): boolean =>
+  before.sourceUser !== after.sourceUser || secretOf(before.sourcePassHashed) !== secretOf(after.sourcePassHashed)
+
+const secretOf = (secret: Redacted.Redacted<string> | null): string | null =>
+  secret === null ? null : Redacted.value(secret)
+
+const placeDiffers = (before: AuthRow, after: AuthRow): boolean =>
+  before.destHost !== after.destHost ||
+  before.destDb !== after.destDb ||
+  before.destUser !== after.destUser ||
+  before.destPassEnc !== after.destPassEnc ||
+  before.poolMode !== after.poolMode
