@@ -2,8 +2,9 @@
 --
 --   psql -v ON_ERROR_STOP=1 -f perseus_auth.sql "$AUTH_DATABASE"
 --
--- Can be run again at any time. A table that is there already, in whichever schema of the search_path, is kept and gets
--- the triggers; without them a change takes effect when AuthDBSettings.AuthCacheTtlSecs have passed.
+-- Can be run again at any time, also while Perseus runs. A table that is there already, in whichever schema of the
+-- search_path, is kept and gets the triggers; without them a change takes effect, for new logins as for clients that are
+-- connected, within about AuthDBSettings.AuthCacheTtlSecs.
 --
 -- The notifications hold the names of the changed row's source_db and source_schema and nothing else: everybody who may
 -- connect to a database can listen to all of its channels.

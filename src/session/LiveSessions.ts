@@ -9,6 +9,7 @@ import type * as Scope from "effect/Scope"
 import { ShuttingDown } from "../errors.ts"
 import type { Transport } from "../net/Transport.ts"
 import type { Place } from "../pool/Pools.ts"
+import type { AuthRow } from "../tenant/AuthRepo.ts"
 import type { Identity } from "../tenant/Authenticator.ts"
 import { Cancellation, type CancelKey } from "./Cancellation.ts"
 import type { Relay } from "./Relay.ts"
@@ -83,9 +84,9 @@ export class LiveSessions {
     return this.#byTenant.get(tenantKey)?.size ?? 0
   }
 
-  /** The keys of the tenants that have sessions now. */
-  tenants(): ReadonlyArray<string> {
-    return [...this.#byTenant.keys()]
+  /** By what the tenants that have sessions now live, one row of each. */
+  rows(): ReadonlyArray<AuthRow> {
+    return Array.from(this.#byTenant.values(), ([anyone]) => anyone!.identity.row)
   }
 
   ofTenant(tenantKey: string): ReadonlySet<LiveSession> {

@@ -9,6 +9,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as FiberHandle from "effect/FiberHandle"
 import * as FiberMap from "effect/FiberMap"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -42,12 +43,16 @@ export const make = Effect.fnUntraced(function* (needs: {
 }): Effect.fn.Return<RowFollower, never, Scope.Scope> {
   const { live, repo, authenticator, pools } = needs
   const run = yield* FiberMap.runtime(yield* FiberMap.make<string, void>())()
+  const runForAll = yield* FiberHandle.runtime(yield* FiberHandle.make<void>())()
+  /** What the fibers of those whose change is not followed to its end yet have found, by tenant. */
+  const underWay = new Map<string, Option.Option<AuthRow>>()
   const decryptions = yield* Semaphore.make(DECRYPTIONS_AT_ONCE)
 
   const followOnce = Effect.fnUntraced(function* (tenantKey: string) {
     const [anyone] = live.ofTenant(tenantKey)
     if (anyone === undefined) return
     const found = yield* repo.find(anyone.identity.row)
+    underWay.set(tenantKey, found)
     for (const session of Array.from(live.ofTenant(tenantKey))) {
       if (hasToLeave(session, found)) session.relay.endAtBorder(new TenantRevoked())
     }
@@ -59,13 +64,30 @@ export const make = Effect.fnUntraced(function* (needs: {
     for (const session of strayed()) yield* move(pools, session, { row, placement })
   })
 
-  const recheck = (tenantKey: string) => void run(tenantKey, untilDone(followOnce(tenantKey)))
+  const recheck = (tenantKey: string) => {
+    underWay.delete(tenantKey)
+    const done = Effect.sync(() => void underWay.delete(tenantKey))
+    run(tenantKey, Effect.andThen(untilDone(followOnce(tenantKey)), done))
+  }
+
+  /** One look-up for all finds out whose row has to be looked up. */
+  const followAll = Effect.gen(function* () {
+    const rows = live.rows()
+    if (rows.length === 0) return
+    const found = new Map((yield* repo.findAll(rows)).map((row) => [tenantName(row), row]))
+    for (const tenantKey of rows.map(tenantName)) {
+      const row = Option.fromUndefinedOr(found.get(tenantKey))
+      const before = underWay.get(tenantKey)
+      const isNews = before === undefined ? concerns(live.ofTenant(tenantKey), row) : !sameRow(before, row)
+      if (isNews) recheck(tenantKey)
+    }
+  })
 
   return {
     follow: (change) => {
       live.rowChanges++
       if (change._tag === "Row") recheck(tenantName(change.key))
-      else live.tenants().forEach(recheck)
+      else runForAll(untilDone(followAll))
     },
     recheck
   }
@@ -73,7 +95,7 @@ export const make = Effect.fnUntraced(function* (needs: {
 
 type Failure = Effect.Error<ReturnType<AuthRepo["Service"]["find"] | Authenticator["Service"]["locate"]>>
 
-/** The log has each reason once, not each try. A row that makes no sense is not tried again: its next change will be. */
+/** The log has each reason once, not each try. */
 const untilDone = (once: Effect.Effect<void, Failure>): Effect.Effect<void> =>
   Effect.suspend(() => {
     let reported: string | undefined
@@ -82,11 +104,7 @@ const untilDone = (once: Effect.Effect<void, Failure>): Effect.Effect<void> =>
       reported = message
       return Effect.logWarning("a changed row could not be followed", message)
     }
-    return once.pipe(
-      Effect.tapError(report),
-      Effect.retry({ schedule: backoff, while: ({ _tag }) => _tag !== "LoginRefused" }),
-      Effect.ignore
-    )
+    return once.pipe(Effect.tapError(report), Effect.retry(backoff), Effect.ignore)
   })
 
 /** Not interrupted between the new place and the end of the old one, or the session would hold both until its end. */
@@ -114,6 +132,15 @@ const hasToLeave = ({ identity }: LiveSession, row: Option.Option<AuthRow>): boo
 /** It may stay, and is not served where the row says. */
 const hasStrayed = ({ identity }: LiveSession, row: AuthRow): boolean =>
   !loginDiffers(identity.row, row) && placeDiffers(identity.row, row)
+
+/** One of them has to leave, or is not served where the row says. */
+const concerns = (sessions: ReadonlySet<LiveSession>, row: Option.Option<AuthRow>): boolean =>
+  Array.from(sessions).some(({ identity }) => !sameRow(Option.some(identity.row), row))
+
+const sameRow = (before: Option.Option<AuthRow>, after: Option.Option<AuthRow>): boolean =>
+  Option.isSome(before) && Option.isSome(after)
+    ? !loginDiffers(before.value, after.value) && !placeDiffers(before.value, after.value)
+    : Option.isNone(before) && Option.isNone(after)
 
 const loginDiffers = (before: AuthRow, after: AuthRow): boolean =>
   before.sourceUser !== after.sourceUser || secretOf(before.sourcePassHashed) !== secretOf(after.sourcePassHashed)

@@ -1,9 +1,10 @@
 /**
  * The rows of `perseus_auth`: who a tenant is and where it lives.
  *
- * Rows are cached for a short time. A connection of its own listens on the channel `perseus_auth`, where the trigger of
- * `config/perseus_auth.sql` tells of every change: the changed row is dropped at once, and all rows when something may
- * have been missed. Without the trigger, or where nothing can be listened to, the cache's time alone decides.
+ * Rows are cached for a short time. A connection of its own listens on the channel `perseus_auth`, where the triggers of
+ * `config/perseus_auth.sql` tell of every change: the changed row is dropped at once, and all rows when something may
+ * have been missed. Without the triggers, or where nothing can be listened to, any row may have changed each time that the
+ * cache's time has passed.
  *
  * The table's schema is found once, by the connection's search_path, and named in the query. What a client sent reaches
  * the auth database as a parameter of that query and in no other way.
@@ -67,6 +68,8 @@ export class AuthRepo extends Context.Service<
   AuthRepo,
   {
     readonly find: (key: TenantKey) => Effect.Effect<Option.Option<AuthRow>, AuthUnavailable>
+    /** The rows of all these as they are now, whatever `find` remembers, at the price of one look-up. */
+    readonly findAll: (keys: ReadonlyArray<TenantKey>) => Effect.Effect<ReadonlyArray<AuthRow>, AuthUnavailable>
     /** What happens from the subscription on. When it is told, `find` no longer gives the old row. */
     readonly changes: Stream.Stream<AuthChange>
     /** Whether the auth database can be asked now; false after `queryTimeoutSecs`. */
@@ -80,6 +83,8 @@ export class AuthRepo extends Context.Service<
 
 const channel = "perseus_auth"
 const cachedRows = 10_000
+/** Where nothing is cached, whoever lives by a row need not be as quick as who logs in by it. */
+const leastPollSecs = 1
 
 const make = Effect.fnUntraced(function* (
   settings: Settings
@@ -101,6 +106,8 @@ const make = Effect.fnUntraced(function* (
   const listening = yield* keepListening({
     ready: timed(table.located),
     listen: database.listen(channel),
+    hasTriggers: timed(hasTriggers(database, table)),
+    pollSecs: Math.max(settings.cacheTtlSecs, leastPollSecs),
     onChange: (change) =>
       Effect.andThen(
         "key" in change ? cache.invalidate(change.key) : cache.invalidateAll,
@@ -118,6 +125,7 @@ const make = Effect.fnUntraced(function* (
       sourceDb.includes("\0") || sourceSchema.includes("\0")
         ? Effect.succeedNone
         : cache.get({ sourceDb, sourceSchema }),
+    findAll: (keys) => Effect.mapError(timed(lookUpAll(database, table, keys)), toAuthUnavailable),
     changes: Stream.fromPubSub(changes),
     ready: Effect.isSuccess(timed(Effect.andThen(table.located, database.query("SELECT 1"))))
   })
@@ -242,18 +250,49 @@ const lookUp = (
   table: Table,
   key: TenantKey
 ): Effect.Effect<Option.Option<AuthRow>, Failure> =>
-  Effect.flatMap(table.located, (found) => database.query(selectFrom(found), [key.sourceDb, key.sourceSchema])).pipe(
+  Effect.map(select(database, table, selectOne, [key.sourceDb, key.sourceSchema]), (rows) =>
+    Option.map(Option.fromUndefinedOr(rows[0]), (row) => toAuthRow(key, row))
+  )
+
+const lookUpAll = (
+  database: AuthDatabase.AuthDatabase,
+  table: Table,
+  keys: ReadonlyArray<TenantKey>
+): Effect.Effect<ReadonlyArray<AuthRow>, Failure> => {
+  const asked = keys.map(({ sourceDb, sourceSchema }) => ({ db: sourceDb, schema: sourceSchema }))
+  return Effect.map(select(database, table, selectAsked, [JSON.stringify(asked)]), (rows) =>
+    rows.map((row) =>
+      toAuthRow({ sourceDb: text(row, "source_db") ?? "", sourceSchema: text(row, "source_schema") ?? "" }, row)
+    )
+  )
+}
+
+/** Of several rows of one tenant, in a table without its UNIQUE constraint, the first is the one. */
+const selectOne = (columns: string, table: string) =>
+  `SELECT ${columns} FROM ${table} WHERE source_db = $1 AND source_schema = $2 ORDER BY perseus_auth.id LIMIT 1`
+
+const selectAsked = (columns: string, table: string) =>
+  `SELECT DISTINCT ON (source_db, source_schema) ${columns} FROM ${table}
+    WHERE (source_db::text, source_schema::text) IN
+          (SELECT db, schema FROM pg_catalog.json_to_recordset($1::json) AS asked(db text, schema text))
+    ORDER BY source_db, source_schema, perseus_auth.id`
+
+const select = (
+  database: AuthDatabase.AuthDatabase,
+  table: Table,
+  statement: (columns: string, table: string) => string,
+  parameters: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<PgConnection.Row>, Failure> =>
+  table.located.pipe(
+    // Texts, so that a site whose columns are of type text, name or citext is served too.
+    Effect.flatMap(({ columns, name }) =>
+      database.query(statement(columns.map((column) => `${column}::text`).join(", "), name), parameters)
+    ),
     // The table was dropped, renamed or moved since it was found.
     Effect.tapErrorTag("AuthDatabaseError", (error) =>
       error.sqlState === "42P01" || error.sqlState === "42703" ? table.forget : Effect.void
-    ),
-    Effect.map((rows) => Option.map(Option.fromUndefinedOr(rows[0]), (row) => toAuthRow(key, row)))
+    )
   )
-
-/** Texts, so that a site whose columns are of type text, name or citext is served too. */
-const selectFrom = ({ name, columns }: Located) =>
-  `SELECT ${columns.map((column) => `${column}::text`).join(", ")} FROM ${name} ` +
-  "WHERE source_db = $1 AND source_schema = $2 ORDER BY id LIMIT 1"
 
 const toAuthRow = (key: TenantKey, row: PgConnection.Row): AuthRow => {
   const hash = text(row, "source_pass_hashed")
@@ -314,9 +353,21 @@ const decodePayload = Schema.decodeUnknownOption(
   Schema.fromJsonString(Schema.Struct({ db: Schema.String, schema: Schema.String }))
 )
 
+/** True if `config/perseus_auth.sql` has been run for the table, and nobody has disabled what it made. */
+const hasTriggers = (database: AuthDatabase.AuthDatabase, table: Table): Effect.Effect<boolean, Failure> =>
+  Effect.flatMap(table.located, ({ name }) => database.query(triggersSql, [name])).pipe(
+    Effect.map((rows) => rows.length === 2)
+  )
+
+const triggersSql = `
+  SELECT tgname::text FROM pg_catalog.pg_trigger
+   WHERE tgrelid = pg_catalog.to_regclass($1) AND tgname IN ('perseus_auth_changed', 'perseus_auth_truncated')
+     AND tgenabled IN ('O', 'A')`
+
 /**
  * Listens as long as the scope lives, and returns an effect that ends after the first attempt, successful or not.
- * After each beginning everything counts as changed: nobody was told of what happened before.
+ * After each beginning everything counts as changed: nobody was told of what happened before. As long as there is nothing to
+ * hear, because of the table or of the listening, everything counts as changed every `pollSecs`.
  */
 const keepListening = Effect.fnUntraced(function* (options: {
   readonly ready: Effect.Effect<unknown, Failure>
@@ -325,16 +376,34 @@ const keepListening = Effect.fnUntraced(function* (options: {
     AuthDatabase.AuthDatabaseError,
     Scope.Scope
   >
+  readonly hasTriggers: Effect.Effect<boolean, Failure>
+  readonly pollSecs: number
   readonly onChange: (change: AuthChange) => Effect.Effect<unknown>
   readonly onLost: Effect.Effect<void>
 }) {
   const attempted = yield* Deferred.make<void>()
   let failures = 0
   let reported: string | undefined
+  let listening = false
+  let triggers = true
+
+  const lookForTriggers = Effect.flatMap(options.hasTriggers, (there) => {
+    if (there === triggers) return Effect.void
+    triggers = there
+    return there
+      ? Effect.logInfo("perseus_auth has its triggers: a change is noticed at once")
+      : Effect.logWarning(
+          "perseus_auth lacks the triggers of config/perseus_auth.sql: a change is noticed within about " +
+            `${options.pollSecs} s; run that script, and it is at once`
+        )
+  })
 
   const listen = Effect.gen(function* () {
     yield* options.ready
     const notifications = yield* options.listen
+    yield* lookForTriggers
+    listening = true
+    yield* Effect.addFinalizer(() => Effect.sync(() => (listening = false)))
     if (failures > 0) yield* Effect.logInfo("auth database: listening for changes again")
     failures = 0
     reported = undefined
@@ -362,6 +431,13 @@ const keepListening = Effect.fnUntraced(function* (options: {
     Effect.catch((error) => Effect.andThen(options.onLost, report(error))),
     Effect.andThen(Deferred.succeed(attempted, undefined)),
     Effect.andThen(pause),
+    Effect.forever,
+    Effect.forkScoped({ startImmediately: true })
+  )
+  // Looks first: what happens once the triggers are there is told.
+  const poll = Effect.andThen(lookForTriggers, options.onChange({ _tag: "All" }))
+  yield* Effect.sleep(Duration.seconds(options.pollSecs)).pipe(
+    Effect.andThen(Effect.suspend(() => (listening && triggers ? Effect.void : Effect.ignore(poll)))),
     Effect.forever,
     Effect.forkScoped({ startImmediately: true })
   )

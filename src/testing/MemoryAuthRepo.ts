@@ -1,7 +1,7 @@
 /**
  * The rows of `perseus_auth` in memory: an AuthRepo whose table is a Map that the test changes and breaks.
  *
- * Nothing is cached: a change holds from the next `find` on, and is told to whoever listens.
+ * Nothing is cached: a change holds from the next look-up on, and is told to whoever listens.
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -24,6 +24,8 @@ export interface MemoryAuthRepo {
   /** Makes or replaces a tenant's row. */
   readonly set: (row: MemoryRow) => void
   readonly remove: (key: TenantKey) => void
+  /** What is changed in it is told to nobody, as by a table that has no triggers. */
+  readonly quietly: (change: () => void) => void
   /** As after a lost LISTEN: any row may have changed. */
   readonly announceAll: () => void
   /** From now on nothing can be looked up. */
@@ -39,18 +41,23 @@ export const make = Effect.fnUntraced(function* (): Effect.fn.Return<MemoryAuthR
   let failure: AuthUnavailable | null = null
   let finds = 0
   let nextId = 1
+  let quiet = false
+
+  const look = <A>(answer: () => A) =>
+    Effect.suspend(() => {
+      finds++
+      return failure === null ? Effect.succeed(answer()) : Effect.fail(failure)
+    })
 
   const authRepo = AuthRepo.of({
-    find: (key) =>
-      Effect.suspend(() => {
-        finds++
-        return failure === null ? Effect.succeed(Option.fromUndefinedOr(rows.get(idOf(key)))) : Effect.fail(failure)
-      }),
+    find: (key) => look(() => Option.fromUndefinedOr(rows.get(idOf(key)))),
+    findAll: (keys) => look(() => keys.flatMap((key) => rows.get(idOf(key)) ?? [])),
     changes: Stream.fromPubSub(changes),
     ready: Effect.sync(() => failure === null)
   })
-  const announce = ({ sourceDb, sourceSchema }: TenantKey) =>
-    void PubSub.publishUnsafe(changes, { _tag: "Row", key: { sourceDb, sourceSchema } })
+  const announce = ({ sourceDb, sourceSchema }: TenantKey): void => {
+    if (!quiet) PubSub.publishUnsafe(changes, { _tag: "Row", key: { sourceDb, sourceSchema } })
+  }
 
   return {
     authRepo,
@@ -64,6 +71,11 @@ export const make = Effect.fnUntraced(function* (): Effect.fn.Return<MemoryAuthR
     },
     remove: (key) => {
       if (rows.delete(idOf(key))) announce(key)
+    },
+    quietly: (change) => {
+      quiet = true
+      change()
+      quiet = false
     },
     announceAll: () => void PubSub.publishUnsafe(changes, { _tag: "All" }),
     fail: (detail = "it is down") => {

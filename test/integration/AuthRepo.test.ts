@@ -407,6 +407,102 @@ describe("changes", () => {
       assert.strictEqual(yield* destHost(uncached, "app", "acme"), "two")
     })
   )
+
+  it.effect(
+    "tells that all may have changed each time that the cache's time has passed, until there is a trigger",
+    () =>
+      Effect.gen(function* () {
+        const database = yield* freshDatabase()
+        yield* database.script(createTable)
+        const log = capturedLog()
+        yield* Effect.gen(function* () {
+          const changes = yield* subscribe(yield* repoOf(database, { cacheTtlSecs: 5 }))
+          for (let times = 0; times < 3; times++) {
+            yield* TestClock.adjust("4999 millis")
+            assert.strictEqual(yield* Queue.size(changes), 0)
+            yield* TestClock.adjust("1 millis")
+            assert.deepStrictEqual(yield* Queue.take(changes), { _tag: "All" })
+          }
+          yield* database.script(authSql)
+          // What happened before the trigger was there.
+          yield* TestClock.adjust("5 seconds")
+          assert.deepStrictEqual(yield* Queue.take(changes), { _tag: "All" })
+          yield* insert(database, "app", "acme")
+          assert.deepStrictEqual(yield* Queue.take(changes), rowChanged("app", "acme"))
+          yield* TestClock.adjust("1 hour")
+          yield* database.query("DELETE FROM perseus_auth")
+          assert.deepStrictEqual(yield* Queue.take(changes), rowChanged("app", "acme"))
+        }).pipe(Effect.provide(log.layer))
+        assert.deepStrictEqual(log.lines, [
+          "Warn perseus_auth lacks the triggers of config/perseus_auth.sql: a change is noticed within about 5 s; run that script, and it is at once",
+          "Info perseus_auth has its triggers: a change is noticed at once"
+        ])
+      })
+  )
+
+  it.effect("tells so each second where nothing is cached, and where a trigger is disabled or nobody can listen", () =>
+    Effect.gen(function* () {
+      const disabled = yield* authDatabase
+      yield* disabled.query("ALTER TABLE perseus_auth DISABLE TRIGGER USER")
+      const deaf = yield* authDatabase
+      const role = `deaf_${deaf.database}`
+      // As on a standby, where LISTEN fails and SELECT does not.
+      yield* deaf.script(
+        `CREATE ROLE ${role} LOGIN PASSWORD 'pw' CONNECTION LIMIT 1; GRANT SELECT ON perseus_auth TO ${role}`
+      )
+      yield* Effect.addFinalizer(() => deaf.script(`DROP OWNED BY ${role}; DROP ROLE ${role}`))
+      for (const repo of [
+        yield* repoOf(disabled, { cacheTtlSecs: 0 }),
+        yield* repoOf(deaf, { cacheTtlSecs: 0, dsn: deaf.dsn({ user: role, password: "pw", pool_max_conns: "1" }) })
+      ]) {
+        const changes = yield* subscribe(repo)
+        for (let times = 0; times < 3; times++) {
+          yield* TestClock.adjust("1 seconds")
+          assert.deepStrictEqual(yield* Queue.take(changes), { _tag: "All" })
+        }
+      }
+    })
+  )
+})
+
+describe("findAll", () => {
+  it.live("gives the rows of many tenants as they are, in one query past the cache, and leaves out who has none", () =>
+    Effect.gen(function* () {
+      const database = yield* authDatabase
+      const names = ["acme", `a"b\\c'd{},`, "ünïcödé-密码", "a\nb"]
+      for (const name of names) yield* insert(database, "app", name, name)
+      const repo = yield* repoOf(database, { dsn: database.dsn({ pool_max_conns: "1" }) })
+      assert.strictEqual(yield* destHost(repo, "app", "acme"), "acme")
+      yield* database.query("ALTER TABLE perseus_auth DISABLE TRIGGER USER")
+      yield* database.query("UPDATE perseus_auth SET dest_host = 'other' WHERE source_schema = 'acme'")
+      yield* insert(database, "elsewhere", "acme")
+      const rows = yield* repo.findAll(["nobody", ...names].map((sourceSchema) => ({ sourceDb: "app", sourceSchema })))
+      assert.sameDeepMembers(
+        rows.map(({ sourceDb, sourceSchema, destHost }) => [sourceDb, sourceSchema, destHost]),
+        [["app", "acme", "other"], ...names.slice(1).map((name) => ["app", name, name])]
+      )
+      assert.deepStrictEqual(yield* repo.findAll([]), [])
+    })
+  )
+})
+
+describe("several rows of one tenant", () => {
+  it.live("count as the first of them, by number", () =>
+    Effect.gen(function* () {
+      const database = yield* authDatabase
+      yield* database.script("ALTER TABLE perseus_auth DROP CONSTRAINT perseus_auth_source_db_source_schema_key")
+      yield* database.query(
+        "INSERT INTO perseus_auth (id, source_db, source_schema) VALUES (10, 'app', 'acme'), (9, 'app', 'acme')"
+      )
+      const repo = yield* repoOf(database)
+      const key = { sourceDb: "app", sourceSchema: "acme" }
+      assert.strictEqual(Option.getOrThrow(yield* repo.find(key)).id, 9)
+      assert.deepStrictEqual(
+        (yield* repo.findAll([key])).map(({ id }) => id),
+        [9]
+      )
+    })
+  )
 })
 
 describe("an auth database that cannot be used", () => {

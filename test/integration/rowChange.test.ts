@@ -32,6 +32,31 @@ describe("a tenant's row", () => {
     })
   )
 
+  it.live("that is deleted in a table without triggers ends its living sessions when the cache's time has passed", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({
+        tenants: ["red", "green", "blue"],
+        config: { AuthDBSettings: { AuthCacheTtlSecs: 1 } }
+      })
+      const clients = [yield* perseus.login("red"), yield* perseus.login("green")]
+      const other = yield* perseus.login("blue")
+      yield* perseus.auth.query("ALTER TABLE perseus_auth DISABLE TRIGGER USER")
+      // Whether there are any is seen when the listening begins.
+      yield* perseus.auth.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+      )
+      yield* eventually(
+        Effect.sync(() => perseus.log.join("\n")),
+        (log) => log.includes("perseus_auth lacks the triggers")
+      )
+      for (const [index, schema] of ["red", "green"].entries()) {
+        yield* perseus.auth.query("DELETE FROM perseus_auth WHERE source_schema = $1", [schema])
+        isRevoked(yield* clients[index]!.closed())
+      }
+      assert.deepStrictEqual(rowsOf(yield* other.query("SELECT 1")), ["1"])
+    })
+  )
+
   it.live("with a new password ends its living sessions, and logins follow at once", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"] })

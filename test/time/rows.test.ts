@@ -71,6 +71,73 @@ describe("a row", () => {
   )
 })
 
+describe("rows of which it is only known that any may have changed", () => {
+  it.effect("are looked up all at once, and then those that have changed", () =>
+    Effect.gen(function* () {
+      const schemas = ["red", "blue", "green", "grey"]
+      const perseus = yield* make({ tenants: Object.fromEntries(schemas.map((schema) => [schema, {}])) })
+      const client = yield* perseus.logIn("red")
+      const others = [yield* perseus.logIn("blue"), yield* perseus.logIn("green")]
+      const before = perseus.repo.finds()
+      perseus.repo.announceAll()
+      yield* perseus.settle
+      assert.strictEqual(perseus.repo.finds(), before + 1)
+      perseus.repo.quietly(() => perseus.repo.remove(red))
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), [])
+      perseus.repo.announceAll()
+      yield* perseus.settle
+      assert.strictEqual(perseus.repo.finds(), before + 3)
+      assert.deepStrictEqual(client.heard(), goodbye)
+      for (const other of others) {
+        other.ask("SELECT 1")
+        yield* perseus.settle
+        assert.deepStrictEqual(other.heard(), answered)
+      }
+    })
+  )
+
+  it.effect("are not looked up where nobody is", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make()
+      perseus.repo.announceAll()
+      yield* perseus.settle
+      assert.strictEqual(perseus.repo.finds(), 0)
+    })
+  )
+
+  it.effect("are looked up again when the auth database is back", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make()
+      const client = yield* perseus.logIn("red")
+      perseus.repo.quietly(() => perseus.repo.remove(red))
+      perseus.repo.fail()
+      perseus.repo.announceAll()
+      yield* perseus.pass(60_000)
+      assert.deepStrictEqual(client.heard(), [])
+      perseus.repo.recover()
+      yield* perseus.pass(10_000)
+      assert.deepStrictEqual(client.heard(), goodbye)
+    })
+  )
+
+  it.effect("do not begin anew what is under way already for one of them", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ tenants: { red: {} } })
+      yield* perseus.logIn("red")
+      perseus.kms.fail()
+      perseus.setTenant("red", { destPassEnc: perseus.kms.encrypt("rotated") })
+      yield* perseus.pass(60_000)
+      const before = perseus.kms.decrypts()
+      for (let times = 0; times < 12; times++) {
+        perseus.repo.announceAll()
+        yield* perseus.pass(5_000)
+      }
+      assert.isAtMost(perseus.kms.decrypts() - before, 12)
+    })
+  )
+})
+
 describe("a row that changes while its client logs in", () => {
   it.effect("holds for that client too, however late its greeting comes", () =>
     Effect.gen(function* () {
@@ -261,14 +328,16 @@ describe("a row that changes while what must be asked does not answer", () => {
     })
   )
 
-  it.effect("is not asked for again where only another change of the row can help", () =>
+  it.effect("that makes no sense leaves its sessions where they are until it does", () =>
     Effect.gen(function* () {
       const perseus = yield* make({ tenants: { red: {} } })
       const client = yield* perseus.logIn("red")
-      const before = perseus.repo.finds()
       perseus.setTenant("red", { destHost: "" })
       yield* perseus.pass(60_000)
-      assert.strictEqual(perseus.repo.finds(), before + 1)
+      client.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), answered)
+      assert.strictEqual(perseus.postgres.log.at(-1)?.sql, "SELECT 1")
       perseus.setTenant("red", { destHost: OTHER_HOST })
       yield* perseus.settle
       client.ask("SELECT 1")
