@@ -10,6 +10,7 @@
 import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as PgPool from "@effect/sql-pg/PgPool"
 import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -52,7 +53,6 @@ export const make = Effect.fnUntraced(function* (
   dsn: AuthDsn
 ): Effect.fn.Return<AuthDatabase, ConfigInvalid, Scope.Scope> {
   const scope = yield* Effect.scope
-  const lifetime = yield* lifetimeWithJitter(dsn)
   const ways = Arr.map(yield* encryptions(dsn), (ssl) => connectionConfig(dsn, ssl))
   // Made when first needed: a way that the server refuses must not open pool_min_conns over and over.
   const pools = yield* Effect.forEach(ways, (config) =>
@@ -60,12 +60,21 @@ export const make = Effect.fnUntraced(function* (
       ...config,
       maxConnections: dsn.pool.maxConnections,
       minConnections: dsn.pool.minConnections,
-      idleTimeout: dsn.pool.maxConnectionIdleTime,
-      connectionTTL: lifetime
-    }).pipe(Scope.provide(scope), Effect.uninterruptible, Effect.cached)
+      // The pool looks for idle ones as often as this.
+      idleTimeout: Duration.max(dsn.pool.maxConnectionIdleTime, Duration.seconds(1))
+    }).pipe(
+      Effect.map((pool) => youngFrom(pool, dsn)),
+      Scope.provide(scope),
+      Effect.uninterruptible,
+      Effect.cached
+    )
   )
   const query = firstThatConnects(pools, (pool, sql: string, parameters: ReadonlyArray<string>) =>
-    Effect.flatMap(pool, (pool) => pool.use((connection) => connection.query(sql, parameters, false)))
+    pool.pipe(
+      Effect.flatten,
+      Effect.flatMap((connection) => connection.query(sql, parameters, false)),
+      Effect.scoped
+    )
   )
   const connect = firstThatConnects(ways, (config) => PgConnection.make(config))
 
@@ -135,11 +144,27 @@ const toAuthDatabaseError = ({ reason }: SqlError): AuthDatabaseError => {
   })
 }
 
-/** The pool's connections would else all end in the same second, after a start or a failover. */
-const lifetimeWithJitter = ({ pool }: AuthDsn) =>
-  Effect.map(Random.next, (fraction) =>
-    Duration.sum(pool.maxConnectionLifetime, Duration.times(pool.maxConnectionLifetimeJitter, fraction))
+/**
+ * A connection of the pool that is not past its lifetime. Each has a jitter of its own: they would else all end in the same
+ * second, after a start or a failover. PgPool's own `connectionTTL` is one for all.
+ */
+const youngFrom = (pool: PgPool.PgPool, dsn: AuthDsn) => {
+  const { maxConnectionLifetime, maxConnectionLifetimeJitter } = dsn.pool
+  const lifetime = Effect.map(Random.next, (fraction) =>
+    Duration.toMillis(Duration.sum(maxConnectionLifetime, Duration.times(maxConnectionLifetimeJitter, fraction)))
   )
+  const ends = new WeakMap<PgConnection.PgConnection, number>()
+  return Effect.gen(function* () {
+    while (true) {
+      const connection = yield* pool.get
+      const now = yield* Clock.currentTimeMillis
+      const end = ends.get(connection)
+      if (end === undefined) ends.set(connection, now + (yield* lifetime))
+      if (end === undefined || now < end) return connection
+      yield* pool.invalidate(connection)
+    }
+  })
+}
 
 const connectionConfig = (dsn: AuthDsn, ssl: false | ConnectionOptions): PgConnection.Config => ({
   host: dsn.host,

@@ -4,7 +4,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
+import * as Random from "effect/Random"
 import * as Result from "effect/Result"
+import { TestClock } from "effect/testing"
 import { mkdtemp, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import * as path from "node:path"
@@ -200,6 +202,12 @@ describe("sslmode, with a server that has no TLS", () => {
   )
 })
 
+/** Draws these, one after the other. */
+const drawing = (fractions: ReadonlyArray<number>): typeof Random.Random.Service => {
+  const left = [...fractions]
+  return { nextIntUnsafe: () => 0, nextDoubleUnsafe: () => left.shift() ?? 0 }
+}
+
 describe("the pool", () => {
   it.live("opens pool_min_conns ahead and never more than pool_max_conns", () =>
     Effect.gen(function* () {
@@ -224,6 +232,82 @@ describe("the pool", () => {
       yield* Effect.promise(() => locker.query("SELECT pg_advisory_unlock(1)"))
       yield* Fiber.join(queries)
       assert.strictEqual(yield* count, 3)
+    })
+  )
+
+  const backend = (auth: AuthDatabase.AuthDatabase) =>
+    Effect.map(auth.query("SELECT pg_backend_pid() AS pid"), ([row]) => row?.pid)
+
+  /** One connection, which nothing but its lifetime ends. */
+  const single = { pool_max_conns: "1", pool_max_conn_idle_time: "24h" }
+
+  it.effect("replaces a connection of pool_max_conn_lifetime when it is next needed, and not before", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { ...single, pool_max_conn_lifetime: "1h" })
+      const first = yield* backend(auth)
+      yield* TestClock.adjust("3599 seconds")
+      assert.strictEqual(yield* backend(auth), first)
+      yield* TestClock.adjust("1 seconds")
+      const second = yield* backend(auth)
+      assert.notStrictEqual(second, first)
+      assert.strictEqual(yield* backend(auth), second)
+    })
+  )
+
+  it.effect("gives each connection a share of pool_max_conn_lifetime_jitter of its own", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const lifetime = { pool_max_conn_lifetime: "1h", pool_max_conn_lifetime_jitter: "1h" }
+      const auth = yield* open(database, { ...single, ...lifetime })
+      for (const minutes of [75, 105, 60]) {
+        const now = yield* backend(auth)
+        yield* TestClock.adjust(`${minutes * 60 - 1} seconds`)
+        assert.strictEqual(yield* backend(auth), now)
+        yield* TestClock.adjust("1 seconds")
+        assert.notStrictEqual(yield* backend(auth), now)
+      }
+    }).pipe(Effect.provideService(Random.Random, drawing([0.25, 0.75, 0, 0])))
+  )
+
+  it.effect("closes what was idle for pool_max_conn_idle_time, but for pool_min_conns of them", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, {
+        pool_min_conns: "1",
+        pool_max_conn_idle_time: "5m",
+        application_name: "idle"
+      })
+      const count = Effect.map(
+        database.query("SELECT count(*)::int AS n FROM pg_stat_activity WHERE application_name = 'idle'"),
+        ([row]) => row?.n
+      )
+      const locker = yield* database.client
+      yield* Effect.promise(() => locker.query("SELECT pg_advisory_lock(2)"))
+      const lock = auth.query("SELECT pg_advisory_lock_shared(2)")
+      const queries = yield* Effect.forkChild(Effect.all([lock, lock, lock], { concurrency: 3 }))
+      yield* Effect.repeat(running(database, "pg_advisory_lock_shared"), { until: (n) => n === 3 })
+      yield* Effect.promise(() => locker.query("SELECT pg_advisory_unlock(2)"))
+      yield* Fiber.join(queries)
+      yield* TestClock.adjust("299 seconds")
+      assert.strictEqual(yield* count, 3)
+      // It is looked for as often as that.
+      yield* TestClock.adjust("301 seconds")
+      yield* Effect.repeat(count, { until: (n) => n === 1 })
+      yield* TestClock.adjust("1 hour")
+      assert.strictEqual(yield* count, 1)
+    })
+  )
+
+  it.effect("keeps nothing open where pool_max_conn_idle_time is 0, and is not kept busy by that", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { pool_max_conn_idle_time: "0", application_name: "fleeting" })
+      yield* auth.query("SELECT 1")
+      yield* TestClock.adjust("2 seconds")
+      yield* Effect.repeat(database.query("SELECT pid FROM pg_stat_activity WHERE application_name = 'fleeting'"), {
+        until: (open: ReadonlyArray<unknown>) => open.length === 0
+      })
     })
   )
 
