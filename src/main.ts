@@ -30,9 +30,10 @@ import { Perseus } from "./Perseus.ts"
 const EX_CONFIG = 78
 
 /**
- * Ctrl-C under npm arrives twice, from the terminal and from npm. A person who wants to say it again takes longer.
+ * Ctrl-C under npm arrives twice, from the terminal and from npm. A person who wants to say it again takes longer. Nobody
+ * doubles a SIGTERM.
  */
-const SAME_SIGNAL_MS = 500
+const SAME_INTERRUPT_MS = 500
 
 /** What running commands have asked for. */
 const onEnd: { interruptedCode: number; failedCode: number | undefined; secondSignal: Effect.Effect<void> } = {
@@ -92,14 +93,18 @@ const demo = ({ once }: { readonly once: boolean }) =>
     return Demo.run({ once, write: (text) => process.stdout.write(text), isTerminal: process.stdout.isTTY })
   })
 
-let firstSignalAt: number | undefined
+let isStopping = false
 const onStop = () => {
-  const now = performance.now()
-  firstSignalAt ??= now
-  if (now - firstSignalAt > SAME_SIGNAL_MS) Effect.runFork(onEnd.secondSignal)
+  if (isStopping) Effect.runFork(onEnd.secondSignal)
+  isStopping = true
 }
-process.on("SIGINT", onStop)
+let interruptedAt: number | undefined
 process.on("SIGTERM", onStop)
+process.on("SIGINT", () => {
+  const now = performance.now()
+  if (interruptedAt === undefined || now - interruptedAt > SAME_INTERRUPT_MS) onStop()
+  interruptedAt ??= now
+})
 // A reader that has gone (`perseus tenant list | head`) is no reason for a stack trace; nor may it end a daemon.
 process.stdout.on("error", () => {})
 process.stderr.on("error", () => {})

@@ -105,7 +105,23 @@ const startDaemon = Effect.fnUntraced(function* (stage: TestPerseus) {
   const port = yield* portIn(process, /listening for clients on \S+:(\d+)/)
   const httpPort = yield* portIn(process, /metrics are on http:\S+:(\d+)/)
   const ready = Effect.promise(async () => (await fetch(`http://127.0.0.1:${httpPort}/ready`)).status)
-  return { ...process, config, port, ready }
+  const says = (line: string) =>
+    eventually(
+      Effect.sync(() => process.stdout()),
+      (log) => log.includes(line)
+    )
+  /** Of the one destination that there is. */
+  const metric = (name: string) =>
+    Effect.promise(async () => {
+      const text = await (await fetch(`http://127.0.0.1:${httpPort}/metrics`)).text()
+      return Number(new RegExp(`^perseus_${name}\\{.*\\} (.*)$`, "m").exec(text)?.[1])
+    })
+  const connections = Effect.all({
+    max_open: metric("max_open_connections"),
+    open: metric("open_connections"),
+    idle: metric("idle_connections")
+  })
+  return { ...process, config, port, ready, says, metric, connections }
 })
 
 const connect = (stage: TestPerseus, port: number, schema: string) =>
@@ -155,16 +171,37 @@ layer(SharedPerseus.with({ tenants: ["red", "green"] }), { excludeTestServices: 
     })
   )
 
-  it.effect("who sends SIGTERM again and again need not wait for a transaction", () =>
+  it.effect("a second SIGTERM does not wait for a transaction, however soon it comes", () =>
     Effect.gen(function* () {
       const stage = yield* SharedPerseus
       const daemon = yield* startDaemon(stage)
       const busy = yield* connect(stage, daemon.port, "red")
       yield* Effect.promise(() => busy.client.query("BEGIN"))
-      yield* eventually(Effect.andThen(daemon.signal("SIGTERM"), daemon.isOver), (isOver) => isOver)
+      yield* daemon.signal("SIGTERM")
+      yield* daemon.says("shutting down: 1 clients are connected")
+      yield* Effect.promise(() => busy.client.query("SELECT 1"))
+      yield* daemon.signal("SIGTERM")
       assert.strictEqual(yield* daemon.exitCode, 0)
       assert.include(daemon.stdout(), "cutting off 1 clients")
     })
+  )
+
+  it.effect(
+    "SIGINT that comes twice at once, as Ctrl-C under npm does, lets transactions end; SIGTERM then does not",
+    () =>
+      Effect.gen(function* () {
+        const stage = yield* SharedPerseus
+        const daemon = yield* startDaemon(stage)
+        const busy = yield* connect(stage, daemon.port, "red")
+        yield* Effect.promise(() => busy.client.query("BEGIN"))
+        yield* daemon.signal("SIGINT")
+        yield* daemon.says("shutting down: 1 clients are connected")
+        yield* daemon.signal("SIGINT")
+        for (let times = 0; times < 20; times++) yield* Effect.promise(() => busy.client.query("SELECT 1"))
+        yield* daemon.signal("SIGTERM")
+        assert.strictEqual(yield* daemon.exitCode, 0)
+        assert.include(daemon.stdout(), "cutting off 1 clients")
+      })
   )
 
   it.effect("SIGHUP reads the file again, and a file that cannot be used changes nothing", () =>
@@ -172,18 +209,46 @@ layer(SharedPerseus.with({ tenants: ["red", "green"] }), { excludeTestServices: 
       const stage = yield* SharedPerseus
       const daemon = yield* startDaemon(stage)
       const config = configFor(stage)
-      const says = (line: string) =>
-        eventually(
-          Effect.sync(() => daemon.stdout()),
-          (log) => log.includes(line)
-        )
       yield* write(daemon.config, { ...config, PoolSettings: { ...config.PoolSettings, MaxOpen: 7 } })
       yield* daemon.signal("SIGHUP")
-      yield* says("configuration reloaded: PoolSettings.MaxOpen")
+      yield* daemon.says("configuration reloaded: PoolSettings.MaxOpen")
       yield* write(daemon.config, { ...config, PoolSettings: {} })
       yield* daemon.signal("SIGHUP")
-      yield* says("configuration not reloaded")
+      yield* daemon.says("configuration not reloaded")
       assert.strictEqual(yield* daemon.ready, 200)
+    })
+  )
+
+  it.effect("SIGHUP applies a lower MaxOpen to the pools that are there", () =>
+    Effect.gen(function* () {
+      const stage = yield* SharedPerseus
+      const daemon = yield* startDaemon(stage)
+      const config = configFor(stage)
+      const [one, two] = [yield* connect(stage, daemon.port, "red"), yield* connect(stage, daemon.port, "red")]
+      for (const { client } of [one, two]) yield* Effect.promise(() => client.query("BEGIN"))
+      for (const { client } of [one, two]) yield* Effect.promise(() => client.query("COMMIT"))
+      assert.deepStrictEqual(yield* daemon.connections, { max_open: 2, open: 2, idle: 2 })
+      yield* write(daemon.config, { ...config, PoolSettings: { ...config.PoolSettings, MaxIdle: 1, MaxOpen: 1 } })
+      yield* daemon.signal("SIGHUP")
+      yield* daemon.says("configuration reloaded: PoolSettings.MaxIdle, PoolSettings.MaxOpen")
+      yield* eventually(daemon.connections, ({ open }) => open === 1)
+      yield* Effect.promise(() => one.client.query("BEGIN"))
+      const waiting = two.client.query("SELECT 1 AS one")
+      yield* eventually(daemon.metric("waiting_clients"), (waiting) => waiting === 1)
+      assert.deepStrictEqual(yield* daemon.connections, { max_open: 1, open: 1, idle: 0 })
+      yield* Effect.promise(() => one.client.query("COMMIT"))
+      assert.deepStrictEqual((yield* Effect.promise(() => waiting)).rows, [{ one: 1 }])
+    })
+  )
+
+  it.effect("SIGHUP says which of the changed keys need a restart, and listens on where it did", () =>
+    Effect.gen(function* () {
+      const stage = yield* SharedPerseus
+      const daemon = yield* startDaemon(stage)
+      yield* write(daemon.config, { ...configFor(stage), ListenAddress: "127.0.0.1:1" })
+      yield* daemon.signal("SIGHUP")
+      yield* daemon.says("takes effect after a restart only: ListenAddress")
+      yield* connect(stage, daemon.port, "red")
     })
   )
 
