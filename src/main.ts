@@ -20,14 +20,13 @@ import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import { readBuildInfo } from "./BuildInfo.ts"
 import * as Cli from "./cli/Cli.ts"
+import { EX_CONFIG } from "./cli/commands/CommandFailed.ts"
 import * as Demo from "./cli/demo/Demo.ts"
 import * as ConfigFile from "./config/ConfigFile.ts"
 import { LiveConfig, reloadOn } from "./config/LiveConfig.ts"
 import type { AuthTableInvalid, ConfigInvalid, ListenFailed } from "./errors.ts"
 import * as Logging from "./observability/Logging.ts"
 import { Perseus } from "./Perseus.ts"
-
-const EX_CONFIG = 78
 
 /**
  * Ctrl-C under npm arrives twice, from the terminal and from npm. A person who wants to say it again takes longer. Nobody

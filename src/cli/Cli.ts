@@ -14,6 +14,7 @@ import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as GlobalFlag from "effect/cli/GlobalFlag"
+import type { HelpDoc } from "effect/cli/HelpDoc"
 import type * as ConfigFile from "../config/ConfigFile.ts"
 import { checkConfig } from "./commands/checkConfig.ts"
 import { CommandFailed } from "./commands/CommandFailed.ts"
@@ -40,7 +41,7 @@ export interface Io {
 /**
  * Runs the command that `argv`, the arguments without the program's name, asks for. Fails with `CommandFailed`, which
  * has been printed and carries the exit code for `Runtime.defaultTeardown`: 2 where the arguments could not be
- * understood, 1 where the command failed.
+ * understood, 78 where the configuration cannot be used, 1 where the command failed.
  */
 export const run = (argv: ReadonlyArray<string>, io: Io): Effect.Effect<void, CommandFailed, Command.Environment> =>
   Command.runWith(rootCommand(io), { version: io.version })(GoFlags.normalise(argv)).pipe(
@@ -91,15 +92,26 @@ const rootCommand = (io: Io) =>
 
 const presenter: CliOutput.Presenter = {
   present: (event) => {
-    if (event._tag === "InvalidInvocation") return Console.error(explain(event.commandPath, event.errors))
-    if (event._tag === "Help" && event.reason === "Implicit") {
-      return Effect.flatMap(CliOutput.Formatter, (formatter) => Console.error(formatter.formatHelpDoc(event.helpDoc)))
+    switch (event._tag) {
+      case "InvalidInvocation":
+        return Console.error(explain(event.commandPath, event.errors))
+      case "Version":
+        return Console.log(`${event.name} ${event.version}`)
+      case "Help": {
+        const helpDoc = ownHelp(event)
+        return event.reason === "Implicit"
+          ? Effect.flatMap(CliOutput.Formatter, (formatter) => Console.error(formatter.formatHelpDoc(helpDoc)))
+          : CliOutput.defaultPresenter.present({ ...event, helpDoc })
+      }
     }
-    return event._tag === "Version"
-      ? Console.log(`${event.name} ${event.version}`)
-      : CliOutput.defaultPresenter.present(event)
   }
 }
+
+/** They take the flags of all commands, and make nothing of them. */
+const withoutConfig: ReadonlySet<string | undefined> = new Set(["genhash", "demo"])
+
+const ownHelp = ({ commandPath, helpDoc }: CliOutput.Presenter.Help): HelpDoc =>
+  withoutConfig.has(commandPath.at(-1)) ? { ...helpDoc, inheritedFlags: [] } : helpDoc
 
 /** The mistakes, and where to read on, in place of the whole help. */
 const explain = (commandPath: ReadonlyArray<string>, errors: ReadonlyArray<CliError.NonShowHelpErrors>): string =>

@@ -49,9 +49,16 @@ const integer = (about: string, from = -MAX_INTEGER) =>
 const boolean = (about: string) =>
   Schema.Boolean.annotate({ note: { kind: "boolean", allowed: "true or false", about } })
 
+/** What config.sample.json has where only the site knows what belongs there. */
+const PLACEHOLDER = "<>"
+
 /** `rule` answers true, false ("expected …" is said then), or what is wrong in words of its own. */
 const string = (about: string, allowed = "a string", rule: (value: string) => boolean | string = () => true) =>
-  Schema.String.check(Schema.makeFilter(rule)).annotate({ note: { kind: "string", allowed, about } })
+  Schema.String.check(
+    Schema.makeFilter((value: string) =>
+      value === PLACEHOLDER ? `still says "${PLACEHOLDER}", as in the sample: fill it in` : rule(value)
+    )
+  ).annotate({ note: { kind: "string", allowed, about } })
 
 const secret = <S extends Schema.Top>(schema: S) =>
   Schema.RedactedFromValue(schema).annotate({ note: Schema.resolveAnnotations(schema)?.note })

@@ -63,7 +63,8 @@ describe("the command line", () => {
         assert.strictEqual(exitCode, 0)
         assert.strictEqual(stderr, "")
         assert.include(stdout, `perseus ${command.join(" ")}`.trim())
-        assert.include(stdout, "--config")
+        const readsConfig = !["genhash", "demo"].includes(command.join(" "))
+        assert.strictEqual(stdout.includes("--config"), readsConfig, command.join(" "))
       }
     })
   )
@@ -112,6 +113,43 @@ describe("the command line", () => {
   )
 })
 
+describe("a configuration that cannot be used", () => {
+  const tenant = ["--source-db", "app", "--source-schema", "acme"]
+  const place = ["--source-user", "app", "--dest-host", "db1", "--dest-db", "app", "--dest-user", "acme"]
+  for (const argv of [
+    ["check-config"],
+    ["encpass"],
+    ["tenant", "list"],
+    ["tenant", "add", ...tenant, ...place],
+    ["tenant", "remove", ...tenant, "--yes"]
+  ]) {
+    it.live(`ends ${argv.slice(0, 2).join(" ")} with 78, whether it is the file or what a key holds`, () =>
+      Effect.gen(function* () {
+        const missing = yield* run([...argv, "--config", "/nonexistent.json"])
+        assert.deepStrictEqual(missing, {
+          stdout: "",
+          stderr: "perseus: /nonexistent.json: the file does not exist\n",
+          exitCode: 78
+        })
+        const env = { PERSEUS_AUTHDBSETTINGS_AUTHDBDSN: "<>" }
+        const unfilled = yield* run([...argv, "--config", yield* configFile({})], { env })
+        assert.strictEqual(unfilled.exitCode, 78)
+        assert.include(unfilled.stderr, 'PERSEUS_AUTHDBSETTINGS_AUTHDBDSN: still says "<>"')
+      })
+    )
+  }
+
+  it.live("ends tenant list with 78 where AuthDBDSN makes no sense", () =>
+    Effect.gen(function* () {
+      for (const AuthDBDSN of ["postgres://u:p@h/d?sslmode=maybe", "postgres://u:p@h/d?sslrootcert=/nonexistent.pem"]) {
+        const env = { PERSEUS_AUTHDBSETTINGS_AUTHDBDSN: AuthDBDSN }
+        const outcome = yield* run(["tenant", "list", "--config", yield* configFile({})], { env })
+        assert.strictEqual(outcome.exitCode, 78, outcome.stderr)
+      }
+    })
+  )
+})
+
 describe("check-config", () => {
   it.live("prints ok and a summary without secrets", () =>
     Effect.gen(function* () {
@@ -129,7 +167,7 @@ describe("check-config", () => {
       const path = join(yield* temporaryDirectory, "config.json")
       yield* Effect.promise(() => writeFile(path, '{ "ListenAddress": "x", "PoolSettings": { "MaxIdel": 1 } }'))
       const { exitCode, stderr, stdout } = yield* run(["check-config", "-config", path])
-      assert.strictEqual(exitCode, 1)
+      assert.strictEqual(exitCode, 78)
       assert.strictEqual(stdout, "")
       for (const key of ["ListenAddress", "PoolSettings.MaxIdel", "AuthDBSettings.AuthDBDSN"]) {
         assert.include(stderr, key)
@@ -145,7 +183,7 @@ describe("check-config", () => {
         PERSEUS_TLSSETTINGS_CLIENTKEYFILE: join(yield* temporaryDirectory, "none.key")
       }
       const { exitCode, stderr } = yield* run(["check-config", "-config", yield* configFile({})], { env })
-      assert.strictEqual(exitCode, 1)
+      assert.strictEqual(exitCode, 78)
       assert.match(
         stderr,
         /^perseus: TLSSettings: 2 problems\n {2}ClientCertFile: the file does not exist\n {2}ClientKey/
@@ -157,7 +195,7 @@ describe("check-config", () => {
     Effect.gen(function* () {
       const env = { PERSEUS_AUTHDBSETTINGS_AUTHDBDSN: "postgres://u:hunter2@h/d?sslmode=maybe" }
       const { exitCode, stderr } = yield* run(["check-config", "-config", yield* configFile({})], { env })
-      assert.strictEqual(exitCode, 1)
+      assert.strictEqual(exitCode, 78)
       assert.match(stderr, /^perseus: AuthDBSettings\.AuthDBDSN: .*sslmode/)
       assert.notInclude(stderr, "hunter2")
     })

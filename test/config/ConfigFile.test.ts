@@ -8,7 +8,7 @@ import * as PlatformError from "effect/PlatformError"
 import * as Redacted from "effect/Redacted"
 import { type Environment, load } from "../../src/config/ConfigFile.ts"
 import { settings } from "../../src/config/PerseusConfig.ts"
-import { minimal, seedSample } from "./fixtures.ts"
+import { filledIn, minimal, seedSample } from "./fixtures.ts"
 
 const path = "config/config.json"
 
@@ -42,21 +42,26 @@ const logOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   })
 
 describe("load", () => {
-  it.effect("reads the sample of the first README", () =>
+  it.effect("reads the sample of the first README, filled in", () =>
     Effect.gen(function* () {
-      const config = yield* loadWith({}, `\uFEFF${seedSample}`)
+      const config = yield* loadWith({}, `\uFEFF${filledIn(seedSample)}`)
       assert.strictEqual(config.PoolSettings.MaxOpen, 5)
     })
   )
 
-  it.effect("reads the sample in config/ from disk, with every key in it", () =>
+  it.effect("reads the sample in config/, filled in, with every key in it", () =>
     Effect.gen(function* () {
       const sample = new URL("../../config/config.sample.json", import.meta.url).pathname
-      const config = yield* load({ path: sample, env: {} })
+      const text = yield* FileSystem.FileSystem.use((fileSystem) => fileSystem.readFileString(sample))
+      const config = yield* loadWith({}, filledIn(text))
       assert.strictEqual(config.LimitSettings.QueryTimeoutSecs, 300)
       assert.isTrue(config.LogSettings.Json)
-      const text = yield* FileSystem.FileSystem.use((fileSystem) => fileSystem.readFileString(sample))
       for (const { path } of settings) assert.include(text, `"${path.at(-1)}":`)
+      const { problems } = yield* Effect.flip(load({ path: sample, env: {} }))
+      assert.deepStrictEqual(
+        problems.map((problem) => problem.split(":")[0]),
+        ["AWSSettings.AccessKeyId", "AWSSettings.SecretAccessKey", "AWSSettings.KMSKeyARN"]
+      )
     }).pipe(Effect.provide(NodeFileSystem.layer))
   )
 

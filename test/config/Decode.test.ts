@@ -6,11 +6,11 @@ import { inspect } from "node:util"
 import { decode } from "../../src/config/Decode.ts"
 import { parseJsonc } from "../../src/config/Jsonc.ts"
 import { keepReadAtStart, poolSettingsFor, settings, valueAt } from "../../src/config/PerseusConfig.ts"
-import { configOf, minimal, problemsOf, seedSample } from "./fixtures.ts"
+import { configOf, filledIn, minimal, problemsOf, seedSample } from "./fixtures.ts"
 
 describe("a good file", () => {
-  it("may be the sample of the first README", () => {
-    const config = configOf(Result.getOrThrow(parseJsonc(seedSample)))
+  it("may be the sample of the first README, filled in", () => {
+    const config = configOf(Result.getOrThrow(parseJsonc(filledIn(seedSample))))
     assert.strictEqual(config.ListenAddress, ":5433")
     assert.strictEqual(
       Redacted.value(config.AuthDBSettings.AuthDBDSN),
@@ -196,6 +196,17 @@ describe("a bad file", () => {
         "LogSettings.Json: expected true or false, got a string"
       ]
     )
+  })
+
+  it("is told where the sample was not filled in", () => {
+    const sample = Result.getOrThrow(parseJsonc(seedSample.replace(/postgres:[^"]*/, "<>")))
+    const unfilled = 'still says "<>", as in the sample: fill it in'
+    assert.deepStrictEqual(problemsOf(sample), [
+      `AuthDBSettings.AuthDBDSN: ${unfilled}`,
+      `AWSSettings.AccessKeyId: ${unfilled}`,
+      `AWSSettings.SecretAccessKey: ${unfilled}`,
+      `AWSSettings.KMSKeyARN: ${unfilled}`
+    ])
   })
 
   it("is told which files each mode of TLS needs", () => {

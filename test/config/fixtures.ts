@@ -38,6 +38,9 @@ export const seedSample = `{
 }
 `
 
+/** A sample, as somebody who uses it has changed it. */
+export const filledIn = (sample: string): string => sample.replaceAll('"<>"', '"filled in"')
+
 /** A file that gives only what must be given. Each call makes a new one, to be changed at will. */
 export const minimal = () => ({
   ListenAddress: ":5433",

@@ -18,7 +18,7 @@ import { CommandFailed, fromError } from "./CommandFailed.ts"
 
 /** A secret to ask for. */
 export interface Question {
-  /** What a flag gave; blank counts as given. */
+  /** What a flag gave. Blank is refused, as an empty line is: nobody means it who writes `--password="$UNSET"`. */
   readonly given: Option.Option<Redacted.Redacted<string>>
   /** Begins the prompt and the messages: "password of the client". */
   readonly what: string
@@ -35,6 +35,11 @@ const maxInput = 65_536
 export const secrets = Effect.fnUntraced(function* <const Questions extends ReadonlyArray<Question>>(
   questions: Questions
 ): Effect.fn.Return<Answers<Questions>, CommandFailed, Stdio.Stdio | Terminal.Terminal> {
+  for (const { given, what } of questions) {
+    if (Option.exists(given, (secret) => Redacted.value(secret) === "")) {
+      return yield* new CommandFailed({ message: `${what}: the flag that gives it is empty` })
+    }
+  }
   const open = questions.filter(({ given }) => Option.isNone(given))
   const stdio = yield* Stdio.Stdio
   const answers = open.length > 0 && !(yield* stdio.stdinIsTerminal) ? yield* readLines(open) : yield* askUnseen(open)

@@ -11,7 +11,7 @@ import type * as Scope from "effect/Scope"
 import type { PerseusConfig } from "../../config/PerseusConfig.ts"
 import * as AuthDatabase from "../../tenant/AuthDatabase.ts"
 import * as AuthDsn from "../../tenant/AuthDsn.ts"
-import { CommandFailed, fromError } from "./CommandFailed.ts"
+import { CommandFailed, fromConfigInvalid } from "./CommandFailed.ts"
 
 export interface Key {
   readonly sourceDb: string
@@ -95,11 +95,11 @@ export const open = Effect.fnUntraced(function* ({
   AuthDBSettings
 }: PerseusConfig): Effect.fn.Return<AuthTable, CommandFailed, Scope.Scope> {
   const dsn = AuthDsn.parse(AuthDBSettings.AuthDBDSN)
-  if (Result.isFailure(dsn)) return yield* Effect.mapError(AuthDatabase.invalidDsn(dsn.failure), fromError)
+  if (Result.isFailure(dsn)) return yield* fromConfigInvalid(AuthDatabase.invalidDsn(dsn.failure))
   const { pool } = dsn.success
   const database = yield* Effect.mapError(
     AuthDatabase.make({ ...dsn.success, pool: { ...pool, minConnections: 0, maxConnections: 1 } }),
-    fromError
+    fromConfigInvalid
   )
   const seconds = AuthDBSettings.AuthQueryTimeoutSecs
   const query = (sql: string, parameters: ReadonlyArray<string> = []) =>

@@ -10,7 +10,7 @@ import * as Command from "effect/cli/Command"
 import * as LiveTls from "../../config/LiveTls.ts"
 import type { AWSSettings, PerseusConfig, PoolSettings } from "../../config/PerseusConfig.ts"
 import * as AuthDsn from "../../tenant/AuthDsn.ts"
-import { CommandFailed } from "./CommandFailed.ts"
+import { CommandFailed, EX_CONFIG, fromConfigInvalid } from "./CommandFailed.ts"
 import { loadConfig } from "./shared.ts"
 
 export const checkConfig = Command.make(
@@ -20,9 +20,12 @@ export const checkConfig = Command.make(
     const config = yield* loadConfig
     const authDsn = AuthDsn.parse(config.AuthDBSettings.AuthDBDSN)
     if (Result.isFailure(authDsn)) {
-      return yield* new CommandFailed({ message: `AuthDBSettings.AuthDBDSN: ${authDsn.failure}` })
+      return yield* new CommandFailed({
+        message: `AuthDBSettings.AuthDBDSN: ${authDsn.failure}`,
+        exitCode: EX_CONFIG
+      })
     }
-    yield* Effect.mapError(LiveTls.check(config.TLSSettings), ({ message }) => new CommandFailed({ message }))
+    yield* Effect.mapError(LiveTls.check(config.TLSSettings), fromConfigInvalid)
     yield* Console.log(summary(config, authDsn.success))
   })
 ).pipe(

@@ -8,7 +8,7 @@ import * as Option from "effect/Option"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as ConfigFile from "../../config/ConfigFile.ts"
-import { fromError } from "./CommandFailed.ts"
+import { fromConfigInvalid } from "./CommandFailed.ts"
 
 /** The process's environment, as it was handed in. */
 export class Environment extends Context.Service<Environment, ConfigFile.Environment>()(
@@ -40,5 +40,5 @@ const logToStderr = Logger.layer([
 export const loadConfig = Effect.gen(function* () {
   const { config } = yield* perseus
   const env = yield* Environment
-  return yield* Effect.mapError(ConfigFile.load({ path: configPath(config), env }), fromError)
+  return yield* Effect.mapError(ConfigFile.load({ path: configPath(config), env }), fromConfigInvalid)
 }).pipe(Effect.provide(logToStderr))

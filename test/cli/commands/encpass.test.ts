@@ -91,6 +91,19 @@ describe("encpass", () => {
     })
   )
 
+  it.live("refuses a flag that gives no password, without asking KMS", () =>
+    Effect.gen(function* () {
+      const { settings } = yield* startKms
+      const config = yield* configFile({ kms: { ...settings, endpoint: "http://127.0.0.1:1" } })
+      const outcome = yield* run(["encpass", "--config", config, "-passwd="])
+      assert.deepStrictEqual(outcome, {
+        stdout: "",
+        stderr: "perseus: password: the flag that gives it is empty\n",
+        exitCode: 1
+      })
+    })
+  )
+
   it.live("refuses half of a pair of credentials", () =>
     Effect.gen(function* () {
       const { exitCode, stderr } = yield* run(["encpass", "-access_key_id=AK", "-key_arn=a", "-region=b"])

@@ -18,8 +18,7 @@ describe("genhash", () => {
   const flags: ReadonlyArray<readonly [ReadonlyArray<string>, string]> = [
     [["-password", "p w"], "p w"],
     [["--password=päss=1"], "päss=1"],
-    [["-password", "-x"], "-x"],
-    [["-password="], ""]
+    [["-password", "-x"], "-x"]
   ]
   for (const [argv, password] of flags) {
     it.live(`hashes the password of ${argv.join(" ")}`, () =>
@@ -76,6 +75,19 @@ describe("genhash", () => {
         assert.deepStrictEqual(verifier, verifierFor(salted, verifier.salt, 4096))
       }
       assert.notDeepEqual(verifiers[0]?.salt, verifiers[1]?.salt)
+    })
+  )
+
+  it.live("refuses a flag that gives no password, as it refuses an empty line", () =>
+    Effect.gen(function* () {
+      for (const argv of [["-password="], ["-password", ""], ["--password=", "--scram"]]) {
+        const outcome = yield* run(["genhash", ...argv], { stdin: "secret\n" })
+        assert.deepStrictEqual(outcome, {
+          stdout: "",
+          stderr: "perseus: password: the flag that gives it is empty\n",
+          exitCode: 1
+        })
+      }
     })
   )
 

@@ -156,6 +156,21 @@ describe("tenant add", () => {
     })
   )
 
+  it.live("inserts nothing when a flag gives no password", () =>
+    Effect.gen(function* () {
+      const { database, tenant } = yield* site
+      for (const [flag, whose] of [
+        ["--source-password=", "password for clients as app user"],
+        ["--dest-password=", "password of acme on db1:5432"]
+      ] as const) {
+        const { exitCode, stderr } = yield* tenant([...add(), flag], bothPasswords)
+        assert.strictEqual(stderr, `perseus: ${whose}: the flag that gives it is empty\n`)
+        assert.strictEqual(exitCode, 1)
+      }
+      assert.lengthOf(yield* rows(database), 0)
+    })
+  )
+
   it.live("notes when the role is shared with other tenants of the destination", () =>
     Effect.gen(function* () {
       const { tenant } = yield* site
