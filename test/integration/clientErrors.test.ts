@@ -2,7 +2,16 @@ import { assert, describe, it, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { createServer } from "node:net"
 import { eventually, SharedPerseus, startPerseus, type TestPerseus } from "../support/perseus.ts"
-import { fieldsOf, query, rowsOf, sqlStatesOf, typesOf, type Message, type RawClient } from "../support/rawClient.ts"
+import {
+  cancelRequest,
+  fieldsOf,
+  query,
+  rowsOf,
+  sqlStatesOf,
+  typesOf,
+  type Message,
+  type RawClient
+} from "../support/rawClient.ts"
 
 /** Severity and SQLSTATE of the last ErrorResponse. */
 const verdict = (answers: ReadonlyArray<Message>): string => {
@@ -110,7 +119,7 @@ describe("a login that fails for a reason of the service's", () => {
     Effect.gen(function* () {
       const perseus = yield* startPerseus({
         tenants: ["red"],
-        config: { AuthDBSettings: { AuthQueryTimeoutSecs: 1, AuthCacheTtlSecs: 0 } }
+        config: { AuthDBSettings: { AuthCacheTtlSecs: 0 } }
       })
       yield* perseus.auth.query("ALTER TABLE perseus_auth RENAME TO elsewhere")
       const answers = yield* perseus.refusal(perseus.tenant("red").startup)
@@ -171,10 +180,16 @@ describe("too many clients", () => {
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: { LimitSettings: { MaxClients: 2 } } })
       yield* perseus.login("red")
-      yield* perseus.login("red")
+      const busy = yield* perseus.login("red")
       const answers = yield* perseus.refusal(perseus.tenant("red").startup)
       assert.strictEqual(verdict(answers), "FATAL 53300")
       assert.strictEqual(typesOf(answers), "E")
+      busy.send(query("SELECT pg_sleep(600)"))
+      yield* eventually(perseus.backends, (backends) => backends.some(({ state }) => state === "active"))
+      const canceller = yield* perseus.raw
+      canceller.send(cancelRequest(busy.key))
+      assert.deepStrictEqual(yield* canceller.closed(), [])
+      assert.strictEqual(verdict(yield* busy.ready()), "ERROR 57014")
     })
   )
 })

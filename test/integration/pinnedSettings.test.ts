@@ -1,11 +1,13 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { startPerseus } from "../support/perseus.ts"
+import { eventually, startPerseus } from "../support/perseus.ts"
 import { rowsOf, sqlStatesOf, type RawClient } from "../support/rawClient.ts"
 
 const config = { PoolSettings: { MaxOpen: 2, MaxIdle: 2, MaxPinned: 1 } }
 const show = (client: RawClient, name: string) =>
   Effect.map(client.query(`SHOW ${name}`), (answers) => rowsOf(answers)[0])
+const backendOf = (client: RawClient) =>
+  Effect.map(client.query("SELECT pg_backend_pid()"), (answers) => rowsOf(answers)[0])
 
 describe("a client that keeps its connection", () => {
   it.live("a client of another encoding that keeps its connection keeps its path, whatever it sets", () =>
@@ -83,8 +85,13 @@ describe("a client that keeps its connection", () => {
       yield* a.query("SET work_mem = '9MB'")
       yield* a.query("SELECT 1")
       yield* perseus.updateRow("red", "pool_mode", "session")
-      yield* Effect.sleep(1000)
+      const competitor = yield* perseus.login("red")
+      const pids = Effect.all([backendOf(a), backendOf(competitor)])
+      // As long as connections are lent for a transaction, the two share one.
+      const [pid] = yield* eventually(pids, ([its, other]) => its !== other)
       assert.strictEqual(yield* show(a, "work_mem"), "9MB")
+      assert.strictEqual(yield* show(competitor, "work_mem"), "4MB")
+      assert.strictEqual(yield* backendOf(a), pid)
     })
   )
 

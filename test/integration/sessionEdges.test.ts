@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { eventually, startPerseus } from "../support/perseus.ts"
+import { eventually, startPerseus, whole } from "../support/perseus.ts"
 import { functionCall, query, rowsOf, sqlStatesOf } from "../support/rawClient.ts"
 
 describe("what a client does in its session", () => {
@@ -16,7 +16,7 @@ describe("what a client does in its session", () => {
       assert.deepStrictEqual(sqlStatesOf(yield* b.query("SET temp_buffers = '16MB'")), [])
       yield* b.query("SELECT 1")
       yield* a.query("COMMIT")
-      yield* Effect.sleep(50)
+      yield* whole(perseus)
       const holder = yield* perseus.login("red")
       const holder2 = yield* perseus.login("red")
       yield* holder.query("BEGIN")

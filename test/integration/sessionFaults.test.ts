@@ -1,12 +1,23 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { bytesOf, change, delay, faultyServer, pass, sqlOf } from "../support/faultyServer.ts"
-import { startPerseus } from "../support/perseus.ts"
+import { eventually, startPerseus, type TestPerseus } from "../support/perseus.ts"
 import { connection } from "../support/postgres.ts"
-import { int32, message, query, rowsOf, text, typesOf, type RawClient } from "../support/rawClient.ts"
+import {
+  cancelRequest,
+  int32,
+  message,
+  query,
+  rowsOf,
+  sqlStatesOf,
+  text,
+  typesOf,
+  type RawClient
+} from "../support/rawClient.ts"
 
 const notification = message("A", int32(4711), text("news"), text("the payload of a notification"))
 const HALF = 20
+const CANCEL_REQUEST_CODE = 80877102
 
 const behind = Effect.gen(function* () {
   const server = yield* faultyServer(connection())
@@ -40,11 +51,12 @@ const behindInspection = (then: Buffer, later: Buffer) => {
   }
 }
 
-const listens = (client: RawClient) =>
-  Effect.gen(function* () {
-    yield* client.query("LISTEN news")
-    yield* Effect.sleep(100)
-  })
+/** Ends when the connection was inspected. */
+const listens = (perseus: TestPerseus, client: RawClient) =>
+  Effect.andThen(
+    client.query("LISTEN news"),
+    eventually(Effect.sync(perseus.pool), ({ pinned }) => pinned === 1)
+  )
 
 describe("a session between two transactions", () => {
   it.live("a notification in the same chunk behind the inspection's ReadyForQuery reaches its client", () =>
@@ -52,7 +64,7 @@ describe("a session between two transactions", () => {
       const { server, perseus } = yield* behind
       const a = yield* perseus.login("red")
       yield* server.inject(behindInspection(notification, Buffer.alloc(0)))
-      yield* listens(a)
+      yield* listens(perseus, a)
       const answers = [...(yield* a.query("SELECT 1"))]
       assert.strictEqual(typesOf(answers), "ATDCZ")
     })
@@ -63,7 +75,7 @@ describe("a session between two transactions", () => {
       const { server, perseus } = yield* behind
       const a = yield* perseus.login("red")
       yield* server.inject(behindInspection(notification.subarray(0, HALF), notification.subarray(HALF)))
-      yield* listens(a)
+      yield* listens(perseus, a)
       const answers = yield* a.query("SELECT 1")
       assert.strictEqual(typesOf(answers), "ATDCZ")
     })
@@ -75,17 +87,26 @@ describe("a session between two transactions", () => {
       const a = yield* perseus.login("red")
       let letGo: () => void = () => undefined
       const until = new Promise<void>((resolve) => (letGo = resolve))
+      let underWay = false
       yield* server.inject({
         fromFrontend: (sent) => {
-          if (sent.type === "" && sent.body.readUInt32BE(0) === 80877102) return delay(until)
-          return pass
+          if (sent.type !== "" || sent.body.readUInt32BE(0) !== CANCEL_REQUEST_CODE) return pass
+          underWay = true
+          return delay(until)
         }
       })
-      a.send(query("SET work_mem = '9MB'; SELECT pg_sleep(0.3)"))
-      yield* Effect.sleep(100)
+      const locker = yield* perseus.destination.client
+      yield* Effect.promise(() => locker.query("SELECT pg_advisory_lock(1)"))
+      a.send(query("SET work_mem = '9MB'; SELECT pg_advisory_xact_lock(1)"))
+      yield* eventually(perseus.backends, (backends) => backends.some(({ state }) => state === "active"))
       const raw = yield* perseus.raw
-      raw.send(Buffer.concat([int32(16), int32(80877102), int32(a.key.processId), a.key.secretKey]))
-      yield* a.ready()
+      raw.send(cancelRequest(a.key))
+      yield* eventually(
+        Effect.sync(() => underWay),
+        (begun) => begun
+      )
+      yield* Effect.promise(() => locker.query("SELECT pg_advisory_unlock(1)"))
+      assert.deepStrictEqual(sqlStatesOf(yield* a.ready()), [])
       letGo()
       const answers = yield* a.query("SELECT 1")
       assert.deepStrictEqual(rowsOf(answers), ["1"])

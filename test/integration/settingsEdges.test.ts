@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { needsSession } from "../../src/session/NeedsSession.ts"
-import { startPerseus } from "../support/perseus.ts"
+import { eventually, startPerseus } from "../support/perseus.ts"
 import {
   bind,
   closeStatement,
@@ -80,8 +80,7 @@ describe("what a client sets, and what is shared", () => {
       })
       const a = yield* perseus.login("red")
       yield* a.exchange(Buffer.concat([parse("", "SELECT pg_advisory_lock(7)"), bind("", ""), execute(), sync]))
-      yield* Effect.sleep(50)
-      assert.strictEqual(perseus.pool().pinned, 1)
+      yield* eventually(Effect.sync(perseus.pool), ({ pinned }) => pinned === 1)
     })
   )
 
@@ -256,9 +255,9 @@ describe("what a client sets, and what is shared", () => {
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } })
       const a = yield* perseus.login("red")
-      yield* a.query("LISTEN news")
       const pid = rowsOf(yield* a.query("SELECT pg_backend_pid()"))[0]
-      yield* Effect.sleep(50)
+      yield* a.query("LISTEN news")
+      yield* eventually(Effect.sync(perseus.pool), ({ pinned }) => pinned === 1)
       yield* perseus.destination.script(`SELECT pg_terminate_backend(${pid})`)
       const last = yield* a.closed()
       assert.deepStrictEqual(sqlStatesOf(last), ["57P01"])

@@ -53,6 +53,24 @@ describe("SchemaExecTimeoutSecs", () => {
       })
   )
 
+  it.effect("is noticed by nobody where only the first server connection does not answer", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings })
+      const blue = yield* perseus.logIn("blue")
+      yield* perseus.logIn("red")
+      perseus.postgres.stallAt("statement")
+      blue.ask("SELECT 1")
+      yield* perseus.falls(3000, {
+        before: () => assert.deepStrictEqual(blue.heard(), []),
+        after: () => perseus.postgres.proceed()
+      })
+      yield* perseus.settle
+      assert.deepStrictEqual(blue.heard(), answered)
+      assert.strictEqual(perseus.pool().statistics.opened, 2)
+      perseus.whole(1)
+    })
+  )
+
   it.effect("fails the login behind a switch that the server does not end", () =>
     Effect.gen(function* () {
       const perseus = yield* make({ settings })
