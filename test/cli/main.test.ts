@@ -11,6 +11,7 @@ import * as path from "node:path"
 import { execPath } from "node:process"
 import { fileURLToPath } from "node:url"
 import { Client } from "pg"
+import { KmsDecrypt } from "../../src/tenant/KmsDecrypt.ts"
 import { eventually, SharedPerseus, type TestPerseus } from "../support/perseus.ts"
 import { freshDatabase } from "../support/postgres.ts"
 
@@ -27,10 +28,13 @@ interface Process {
 }
 
 /** Killed at the scope's end, if it still lives. */
-const start = (...argv: ReadonlyArray<string>): Effect.Effect<Process, never, Scope.Scope> =>
+const start = (
+  argv: ReadonlyArray<string>,
+  env: Readonly<Record<string, string>> = {}
+): Effect.Effect<Process, never, Scope.Scope> =>
   Effect.map(
     Effect.acquireRelease(
-      Effect.sync(() => spawn(execPath, [main, ...argv], { env: {}, stdio: ["ignore", "pipe", "pipe"] })),
+      Effect.sync(() => spawn(execPath, [main, ...argv], { env, stdio: ["ignore", "pipe", "pipe"] })),
       (child) => Effect.sync(() => child.kill("SIGKILL"))
     ),
     (child) => {
@@ -51,9 +55,9 @@ const start = (...argv: ReadonlyArray<string>): Effect.Effect<Process, never, Sc
 
 const hasEnded = (child: ChildProcess) => child.exitCode !== null || child.signalCode !== null
 
-const runToEnd = (...argv: ReadonlyArray<string>) =>
+const runToEnd = (argv: ReadonlyArray<string>, env?: Readonly<Record<string, string>>) =>
   Effect.scoped(
-    Effect.flatMap(start(...argv), (child) =>
+    Effect.flatMap(start(argv, env), (child) =>
       Effect.map(child.exitCode, (exitCode) => ({ exitCode, stdout: child.stdout(), stderr: child.stderr() }))
     )
   )
@@ -99,9 +103,13 @@ const portIn = (process: Process, line: RegExp): Effect.Effect<number> =>
     Number
   )
 
-const startDaemon = Effect.fnUntraced(function* (stage: TestPerseus) {
-  const config = yield* configFile(configFor(stage))
-  const process = yield* start("-config", config)
+const startDaemon = Effect.fnUntraced(function* (
+  stage: TestPerseus,
+  settings: object = configFor(stage),
+  env?: Readonly<Record<string, string>>
+) {
+  const config = yield* configFile(settings)
+  const process = yield* start(["-config", config], env)
   const port = yield* portIn(process, /listening for clients on \S+:(\d+)/)
   const httpPort = yield* portIn(process, /metrics are on http:\S+:(\d+)/)
   const ready = Effect.promise(async () => (await fetch(`http://127.0.0.1:${httpPort}/ready`)).status)
@@ -252,6 +260,53 @@ layer(SharedPerseus.with({ tenants: ["red", "green"] }), { excludeTestServices: 
     })
   )
 
+  describe("where the configuration has no keys for KMS, takes those of the environment", () => {
+    // Else the SDK would look for a machine of Amazon's around it, over the network.
+    const elsewhere = { AWS_EC2_METADATA_DISABLED: "true", HOME: "/nonexistent" }
+    const keys = { AWS_ACCESS_KEY_ID: "key", AWS_SECRET_ACCESS_KEY: "secret" }
+
+    it.effect("to decrypt what a row holds, and lets nobody in where that has none either", () =>
+      Effect.gen(function* () {
+        const stage = yield* SharedPerseus
+        const { AWSSettings, ...settings } = configFor(stage)
+        const blank = { ...settings, AWSSettings: { ...AWSSettings, AccessKeyId: "", SecretAccessKey: "" } }
+        const without = yield* startDaemon(stage, blank, elsewhere)
+        const refused = yield* Effect.exit(connect(stage, without.port, "red"))
+        assert.include(String(refused), "the destination's password could not be decrypted")
+        yield* without.says("CredentialsProviderError")
+        const daemon = yield* startDaemon(stage, blank, { ...elsewhere, ...keys })
+        const { client } = yield* connect(stage, daemon.port, "red")
+        const { rows } = yield* Effect.promise(() => client.query("SELECT current_schema() AS schema"))
+        assert.deepStrictEqual(rows, [{ schema: "red" }])
+      })
+    )
+
+    it.effect("to encrypt a password", () =>
+      Effect.gen(function* () {
+        const { kms } = yield* SharedPerseus
+        const argv = [
+          "encpass",
+          "-passwd=sesame",
+          "-region=us-east-1",
+          `-endpoint=${kms.endpoint}`,
+          `-key_arn=${kms.keyArn}`
+        ]
+        const without = yield* runToEnd(argv, elsewhere)
+        assert.deepStrictEqual(without, {
+          exitCode: 1,
+          stdout: "",
+          stderr: "perseus: KMS: Encrypt: CredentialsProviderError\n"
+        })
+        const { exitCode, stdout } = yield* runToEnd(argv, { ...elsewhere, ...keys })
+        assert.strictEqual(exitCode, 0)
+        const plain = yield* KmsDecrypt.use(({ decrypt }) => decrypt(stdout.trimEnd())).pipe(
+          Effect.provide(KmsDecrypt.layer(kms.settings))
+        )
+        assert.strictEqual(Redacted.value(plain), "sesame")
+      })
+    )
+  })
+
   it.effect("a port that is taken is one line on standard error, and exit code 1", () =>
     Effect.gen(function* () {
       const stage = yield* SharedPerseus
@@ -265,7 +320,7 @@ layer(SharedPerseus.with({ tenants: ["red", "green"] }), { excludeTestServices: 
       )
       const taken = `127.0.0.1:${(server.address() as AddressInfo).port}`
       const config = yield* configFile({ ...configFor(stage), ListenAddress: taken })
-      const { exitCode, stderr } = yield* runToEnd("--config", config)
+      const { exitCode, stderr } = yield* runToEnd(["--config", config])
       assert.strictEqual(stderr, `perseus: ListenAddress ${taken}: the port is already in use\n`)
       assert.strictEqual(exitCode, 1)
     })
@@ -277,7 +332,7 @@ layer(SharedPerseus.with({ tenants: ["red", "green"] }), { excludeTestServices: 
       const empty = yield* freshDatabase()
       const config = configFor(stage)
       const AuthDBSettings = { ...config.AuthDBSettings, AuthDBDSN: Redacted.value(empty.dsn()) }
-      const { exitCode, stderr } = yield* runToEnd("--config", yield* configFile({ ...config, AuthDBSettings }))
+      const { exitCode, stderr } = yield* runToEnd(["--config", yield* configFile({ ...config, AuthDBSettings })])
       assert.include(stderr, "there is no table perseus_auth")
       assert.include(stderr, "CREATE TABLE")
       assert.strictEqual(exitCode, 1)
@@ -288,7 +343,7 @@ layer(SharedPerseus.with({ tenants: ["red", "green"] }), { excludeTestServices: 
 describe("the process", () => {
   it.live("a configuration that does not exist is one line on standard error, and exit code 78", () =>
     Effect.gen(function* () {
-      const { exitCode, stderr, stdout } = yield* runToEnd("--config", "/nonexistent/config.json")
+      const { exitCode, stderr, stdout } = yield* runToEnd(["--config", "/nonexistent/config.json"])
       assert.strictEqual(stderr, "perseus: /nonexistent/config.json: the file does not exist\n")
       assert.strictEqual(stdout, "")
       assert.strictEqual(exitCode, 78)
@@ -298,7 +353,7 @@ describe("the process", () => {
   it.live("everything that is wrong with a configuration is listed, without its values", () =>
     Effect.gen(function* () {
       const config = yield* configFile({ ListenAddress: 1, AuthDBSettings: { AuthDBDSN: "sesame" } })
-      const { exitCode, stderr } = yield* runToEnd("--config", config)
+      const { exitCode, stderr } = yield* runToEnd(["--config", config])
       for (const key of ["ListenAddress", "AuthDBSettings.AuthDBDSN", "PoolSettings.MaxIdle"]) {
         assert.include(stderr, `  ${key}: `)
       }
@@ -309,7 +364,7 @@ describe("the process", () => {
 
   it.live("--version is the version of package.json, and exit code 0", () =>
     Effect.gen(function* () {
-      const { exitCode, stdout } = yield* runToEnd("--version")
+      const { exitCode, stdout } = yield* runToEnd(["--version"])
       assert.match(stdout, /^perseus \d+\.\d+\.\d+\n$/)
       assert.strictEqual(exitCode, 0)
     })

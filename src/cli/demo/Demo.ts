@@ -97,7 +97,7 @@ const tooMany = (connections: number) =>
 // ---- the verdict -------------------------------------------------------------------------------------------------
 
 /** What each tenant's table holds, against what its clients know that they wrote. */
-const verdict = Effect.fnUntraced(function* (stage: Stage.Stage, counts: Load.Counts, screen: Screen.Screen) {
+export const verdict = Effect.fnUntraced(function* (stage: Stage.Stage, counts: Load.Counts, screen: Screen.Screen) {
   yield* screen.line("\nPostgreSQL was asked past the pooler:\n")
   let wrong = counts.wrongRows
   for (const tenant of tenants) {
