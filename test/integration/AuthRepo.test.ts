@@ -182,7 +182,7 @@ describe("find", () => {
       const database = yield* authDatabase
       const repo = yield* repoOf(database, { dsn: database.dsn({ pool_max_conns: "1" }), cacheTtlSecs: 0 })
       const sessions = database.query(
-        "SELECT pid, usename, datname, application_name FROM pg_stat_activity WHERE application_name = 'perseus' ORDER BY pid"
+        "SELECT pid, usename, application_name FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'perseus' ORDER BY pid"
       )
       yield* repo.find({ sourceDb: "app", sourceSchema: "acme" })
       const before = yield* sessions
@@ -382,7 +382,9 @@ describe("changes", () => {
         assert.strictEqual(yield* destHost(repo, "app", "acme"), "one")
         yield* database.query("ALTER TABLE perseus_auth DISABLE TRIGGER USER")
         yield* database.query("UPDATE perseus_auth SET dest_host = 'two'")
-        yield* database.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        yield* database.query(
+          "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+        )
         assert.deepStrictEqual(yield* Queue.take(changes), { _tag: "All" })
         assert.strictEqual(yield* destHost(repo, "app", "acme"), "two")
         yield* database.query("ALTER TABLE perseus_auth ENABLE TRIGGER USER")
