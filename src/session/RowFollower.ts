@@ -25,9 +25,8 @@ import type { LiveSession, LiveSessions } from "./LiveSessions.ts"
 /** When a thousand rows get a new secret at once, logins must find KMS free. */
 const DECRYPTIONS_AT_ONCE = 8
 
-const backoff = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("10 seconds")]).pipe(
-  Schedule.jittered
-)
+/** Jitter adds a fifth at most: below 10 seconds in the end. */
+const backoff = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("8 seconds")]).pipe(Schedule.jittered)
 
 export interface RowFollower {
   readonly follow: (change: AuthChange) => void
@@ -66,8 +65,13 @@ export const make = Effect.fnUntraced(function* (needs: {
 
   const recheck = (tenantKey: string) => {
     underWay.delete(tenantKey)
-    const done = Effect.sync(() => void underWay.delete(tenantKey))
-    run(tenantKey, Effect.andThen(untilDone(followOnce(tenantKey)), done))
+    run(
+      tenantKey,
+      untilDone(followOnce(tenantKey)).pipe(
+        Effect.ensuring(Effect.sync(() => underWay.delete(tenantKey))),
+        Effect.annotateLogs({ tenant: tenantKey })
+      )
+    )
   }
 
   /** One look-up for all finds out whose row has to be looked up. */
