@@ -52,7 +52,7 @@ const listen = (
   onConnection: (transport: Transport) => void
 ): Effect.Effect<Listening, string, Scope.Scope> =>
   Effect.gen(function* () {
-    const server = Net.createServer({ pauseOnConnect: false }, (socket) => onConnection(accepted(socket)))
+    const server = Net.createServer({ pauseOnConnect: true }, (socket) => onConnection(accepted(socket)))
     yield* Effect.acquireRelease(open(server, address), () => Effect.sync(() => server.close()))
     // An accept that fails (EMFILE) must not end the service; Node goes on accepting by itself.
     server.on("error", () => {})

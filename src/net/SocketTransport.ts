@@ -6,12 +6,13 @@
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
+import { reopen } from "./StaticReads.ts"
 import type { Handshake } from "./Tls.ts"
 import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
 
 /**
- * Bytes that one read from a server takes at most. All server sockets share one such buffer; not so under TLS, where Node gives
- * each chunk memory of its own.
+ * Bytes that one read takes at most. All sockets share one such buffer; not so under TLS, where Node gives each chunk memory of
+ * its own.
  */
 const READ_BUFFER_LENGTH = 64 * 1024
 const KEEP_ALIVE_DELAY_MS = 60_000
@@ -121,30 +122,35 @@ class SocketTransport implements Transport {
   }
 }
 
-/** A socket that a listener accepted. Reading begins with the first handler's turn of the event loop. */
-export const accepted = (socket: Net.Socket): Transport => {
-  const transport = new SocketTransport(socket)
-  transport.readEvents()
-  return transport
+const sharedReadBuffer = Buffer.allocUnsafeSlow(READ_BUFFER_LENGTH)
+
+/** Hears what one socket reads into the shared buffer. */
+class SharedReads implements Net.OnReadOpts {
+  readonly buffer = sharedReadBuffer
+  transport: SocketTransport | null = null
+  readonly callback = (length: number) => {
+    this.transport?.receive(sharedReadBuffer.subarray(0, length))
+    return true
+  }
 }
 
-const sharedReadBuffer = Buffer.allocUnsafeSlow(READ_BUFFER_LENGTH)
+/** A socket that a listener accepted, which was not read yet. Reading begins with the first handler's turn of the event loop. */
+export const accepted = (socket: Net.Socket): Transport => {
+  const reads = new SharedReads()
+  const reopened = reopen(socket, reads)
+  const transport = new SocketTransport(reopened ?? socket)
+  if (reopened === null) {
+    transport.readEvents()
+    socket.resume()
+  } else reads.transport = transport
+  return transport
+}
 
 /** Connects to a server. Fails with the system's error code; interruption closes the half-open socket. */
 export const connect = (to: { readonly host: string; readonly port: number }): Effect.Effect<Transport, string> =>
   Effect.callback<Transport, string>((resume) => {
-    let transport: SocketTransport | null = null
-    const socket = Net.connect({
-      host: to.host,
-      port: to.port,
-      onread: {
-        buffer: sharedReadBuffer,
-        callback: (length, buffer) => {
-          transport?.receive((buffer as Buffer).subarray(0, length))
-          return true
-        }
-      }
-    })
+    const reads = new SharedReads()
+    const socket = Net.connect({ host: to.host, port: to.port, onread: reads })
     const onError = (error: NodeJS.ErrnoException) => {
       socket.destroy()
       resume(Effect.fail(error.code ?? error.message))
@@ -152,8 +158,8 @@ export const connect = (to: { readonly host: string; readonly port: number }): E
     socket.once("error", onError)
     socket.once("connect", () => {
       socket.off("error", onError)
-      transport = new SocketTransport(socket)
-      resume(Effect.succeed(transport))
+      reads.transport = new SocketTransport(socket)
+      resume(Effect.succeed(reads.transport))
     })
     return Effect.sync(() => {
       socket.off("error", onError)

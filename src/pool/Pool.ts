@@ -88,6 +88,8 @@ export class Pool {
   /** Raised when the destination comes back: it may report other parameters then. */
   #epoch = 0
   #closing = false
+  /** When the last sweep was. */
+  #sweptAt = 0
   /** Called when nothing is open any more. */
   #onEmpty: (() => void) | null = null
 
@@ -391,7 +393,9 @@ export class Pool {
       return needSwitch(before, settings) ? switchTo(tenant.path, settings) : differences(before, settings)
     }
     const checkAfter = this.#limits.ServerCheckDelaySecs * 1000
-    return checkAfter > 0 && this.#now() - connection.idleSince >= checkAfter ? checkConversation : null
+    // Most were idle for less than a sweep's period: no need to look at the clock.
+    if (checkAfter <= 0 || connection.idleSince >= this.#sweptAt) return null
+    return this.#now() - connection.idleSince >= checkAfter ? checkConversation : null
   }
 
   // ---- whose turn
@@ -405,7 +409,7 @@ export class Pool {
       if (connection === null) break
       this.#removeIdle(connection)
       this.#beginVisit(connection, tenant)
-      this.#grant(connection, group.queue.take(tenant.lane)!)
+      this.#grant(connection, group.queue.take(tenant.lane)!, this.#now())
     }
     this.#ensureOpening(group)
   }
@@ -438,14 +442,16 @@ export class Pool {
       return this.#settings.TenantSwitch === "discard" ? this.#reset(connection, now) : this.#close(connection)
     }
     const { group } = connection
-    if (this.#visitLasts(connection, group)) return this.#grant(connection, group.queue.take(connection.tenant!.lane)!)
+    if (this.#visitLasts(connection, group)) {
+      return this.#grant(connection, group.queue.take(connection.tenant!.lane)!, now)
+    }
     if (connection.turns >= QUANTUM && connection.tenant?.group === group) group.queue.endTurn(connection.tenant.lane)
     if (this.#handOverSlot(connection, group, now)) return this.#close(connection)
     const tenant = this.#nextTenant(group)
     if (tenant === null) return this.#makeIdle(connection, now)
     if (!this.#maySwitch(connection, tenant)) return this.#close(connection)
     this.#beginVisit(connection, tenant)
-    this.#grant(connection, group.queue.take(tenant.lane)!)
+    this.#grant(connection, group.queue.take(tenant.lane)!, now)
   }
 
   /** Now, and not when it is next lent: what its last client held is in others' way. */
@@ -496,9 +502,8 @@ export class Pool {
     return false
   }
 
-  #grant(connection: Connection, waiter: Waiter<PoolTenant, PoolClient>): void {
+  #grant(connection: Connection, waiter: Waiter<PoolTenant, PoolClient>, now: number): void {
     const client = waiter.client
-    const now = this.#now()
     const conversation = this.#needs(connection, client.tenant, client.settings)
     if (conversation === null) {
       this.statistics.waited(now - waiter.since)
@@ -859,6 +864,7 @@ export class Pool {
   /** Called every so often: what is overdue is ended, those who could be served are. */
   sweep(): void {
     const now = this.#now()
+    this.#sweptAt = now
     for (const connection of this.#connections) {
       if (connection.deadline <= now) {
         if (connection.state === "closing") this.#closeByForce(connection)

@@ -31,6 +31,13 @@ export class HeldBytes {
     this.#parts = this.#length === 0 ? [] : [whole.subarray(count)]
   }
 
+  /** All of it in one piece, not held any more. */
+  take(): Buffer {
+    const whole = this.peek()
+    this.clear()
+    return whole
+  }
+
   clear(): void {
     this.#parts = []
     this.#length = 0

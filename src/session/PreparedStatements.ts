@@ -13,7 +13,7 @@ import { frame } from "../protocol/Encoder.ts"
 import { Frontend, HEADER_LENGTH, indexOfNul } from "../protocol/Frame.ts"
 import { closeStatement, parse } from "../protocol/Frontend.ts"
 import type { Connection } from "../pool/PoolTenant.ts"
-import { anyHint, hintOf, type Hint, type Traces } from "./Traces.ts"
+import { anyHint, hintOfBytes, type Hint, type Traces } from "./Traces.ts"
 import { Answer, entries, Expected, type Entry, type Expectations } from "./Expectations.ts"
 
 /** Statements that one client may have, and their bytes: more is a leak in the application. */
@@ -78,7 +78,7 @@ export class PreparedStatements {
     this.#unnamed = "elsewhere"
     this.#unnamedParse = null
     this.#unnamedOwed = 0
-    this.#inBatch.clear()
+    if (this.#inBatch.size > 0) this.#inBatch.clear()
     this.#traces.changes = 0
     this.#lease = ++leases
   }
@@ -105,7 +105,7 @@ export class PreparedStatements {
     this.#unnamedBound = this.#unnamedBehindSync = false
     this.#unnamedOwed++
     this.#unnamedParse = message
-    this.#traces.onStatement(message === null ? anyHint : hintOf(textOf(message, HEADER_LENGTH + 1)))
+    this.#traces.onStatement(message === null ? anyHint : hintOfText(message, HEADER_LENGTH + 1))
   }
 
   /**
@@ -385,13 +385,13 @@ export class PreparedStatements {
 const statementOf = (rest: Buffer): Statement => ({
   rest,
   digest: createHash("sha256").update(rest).digest("base64"),
-  hint: hintOf(textOf(rest, 0))
+  hint: hintOfText(rest, 0)
 })
 
-/** The query's text, from `from` to its NUL. */
-const textOf = (bytes: Buffer, from: number): string => {
+/** Of the query's text, which ends with a NUL. */
+const hintOfText = (bytes: Buffer, from: number): Hint => {
   const end = indexOfNul(bytes, from, bytes.length)
-  return bytes.toString("latin1", from, end === -1 ? bytes.length : end)
+  return hintOfBytes(bytes, from, end === -1 ? bytes.length : end)
 }
 
 /** Names are compared byte by byte. */

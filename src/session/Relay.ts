@@ -53,7 +53,7 @@ import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
 import { PreparedStatements } from "./PreparedStatements.ts"
 import { Traces } from "./Traces.ts"
-import { Translator } from "./Translator.ts"
+import { Translator, type Lease } from "./Translator.ts"
 
 /**
  * A message shorter than this is kept until it is whole before a connection is taken for it: a client that sends half of one
@@ -74,7 +74,6 @@ export interface RelayOptions {
   readonly tenant: PoolTenant
   readonly settings: ClientSettings
   readonly limits: () => LimitSettings
-  readonly now: () => number
   readonly counters: SessionCounters
   readonly allowance: HeldAllowance
   /** The connection stays with the client from now on, until it undoes what these are. */
@@ -85,7 +84,7 @@ export interface RelayOptions {
 
 export type RelayState = "idle" | "waiting" | "active" | "ended"
 
-export class Relay implements TransportHandler, PoolClient {
+export class Relay implements TransportHandler, PoolClient, Lease {
   settings: ClientSettings
   readonly mayBeRefused = false
   readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
@@ -93,7 +92,6 @@ export class Relay implements TransportHandler, PoolClient {
   #pool: Pool
   #tenant: PoolTenant
   readonly #limits: () => LimitSettings
-  readonly #now: () => number
   readonly #counters: SessionCounters
   readonly #allowance: HeldAllowance
   readonly #onPinned: (holds: ReadonlyArray<Hold>) => void
@@ -155,6 +153,7 @@ export class Relay implements TransportHandler, PoolClient {
   #serverPaused = false
   /** The client does not take what it is sent. */
   #clientStalled = false
+  /** Since which sweep the server has been at work or not; 0: since one that is still to come. The clock is 2 % of a transaction. */
   #busySince = 0
   #idleSince = 0
 
@@ -164,7 +163,6 @@ export class Relay implements TransportHandler, PoolClient {
     this.#tenant = options.tenant
     this.settings = this.#startup = options.settings
     this.#limits = options.limits
-    this.#now = options.now
     this.#counters = options.counters
     this.#allowance = options.allowance
     this.#onPinned = options.onPinned
@@ -173,6 +171,15 @@ export class Relay implements TransportHandler, PoolClient {
 
   get tenant(): PoolTenant {
     return this.#tenant
+  }
+
+  get pool(): Pool {
+    return this.#pool
+  }
+
+  /** Of the lease; there is one while a message is translated. */
+  get connection(): Connection {
+    return this.#server!
   }
 
   get state(): RelayState {
@@ -194,14 +201,25 @@ export class Relay implements TransportHandler, PoolClient {
   onData(chunk: Buffer): void {
     if (this.#ended || this.#terminating) return
     if (this.#server !== null) {
-      if (this.#held.length === 0) return this.#forward(chunk)
+      if (this.#held.length === 0) return this.#forward(chunk, copyOf)
       this.#held.append(chunk)
       if (this.#held.length >= this.#heldNeeded) this.#forwardHeld()
       return
     }
+    if (this.#held.length === 0 && this.#leaseFor(chunk)) return this.#forward(chunk, copyOf)
     this.#held.append(chunk)
     if (this.#waiting || this.#inspecting) this.#readOnWithin(chunk.length)
     else this.#advance()
+  }
+
+  /** What `#advance` would come to for the usual chunk, without a copy: leases where it begins with a request and nobody waits. */
+  #leaseFor(chunk: Buffer): boolean {
+    if (!this.#parked || this.#clientStalled || this.#clientRest > 0 || this.#droppingToSync) return false
+    if (!beginsRequest(chunk)) return false
+    const connection = this.#pool.take(this)
+    if (connection === null) return false
+    this.#attach(connection)
+    return true
   }
 
   /** A client that waits is read for as long as may be, for its leaving comes behind all that it has sent. */
@@ -362,17 +380,21 @@ export class Relay implements TransportHandler, PoolClient {
 
   onGranted(connection: Connection): void {
     this.#stopWaiting()
+    this.#attach(connection)
+    if (this.#held.length > 0) this.#forwardHeld()
+    if (this.#clientGone) return this.#goneWhileWaiting()
+    if (!this.#clientStalled) this.#resumeClient()
+  }
+
+  #attach(connection: Connection): void {
     this.#server = connection
     this.#status = TransactionStatus.idle
     this.#serverSaidFatal = false
-    this.#busySince = this.#idleSince = this.#now()
+    this.#busySince = this.#idleSince = 0
     this.#serverCarry = connection.takePending()
     this.#heldNeeded = 0
     this.#statements.beginLease()
     this.#correctReports(connection)
-    if (this.#held.length > 0) this.#forwardHeld()
-    if (this.#clientGone) return this.#goneWhileWaiting()
-    if (!this.#clientStalled) this.#resumeClient()
   }
 
   onRefused(fault: SessionFault): void {
@@ -554,16 +576,13 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   #forwardHeld(): void {
-    const held = this.#held.peek()
-    this.#held.clear()
-    this.#forward(held)
+    this.#forward(this.#held.take(), viewOf)
   }
 
   /** Frames of the client go to the server as they came; what is expected for each is written down. */
-  #forward(chunk: Buffer): void {
+  #forward(chunk: Buffer, keep: Keep): void {
     const end = chunk.length
     const wasBusy = this.#serverBusy
-    const lease = { connection: this.#server!, pool: this.#pool, tenant: this.#tenant }
     let rewritten: Array<Buffer> | null = null
     let added = 0
     let at = Math.min(this.#clientRest, end)
@@ -579,12 +598,12 @@ export class Relay implements TransportHandler, PoolClient {
         break
       }
       const next = at + 1 + length
-      const translated = this.#translator.translate(lease, type, chunk, at, next, length)
+      const translated = this.#translator.translate(this, type, chunk, at, next, length)
       if (translated === "incomplete") break
       if (translated instanceof FeatureNotSupported) return this.#end(translated)
       if (translated !== null) {
         rewritten ??= []
-        if (from < at) rewritten.push(Buffer.from(chunk.subarray(from, at)))
+        if (from < at) rewritten.push(keep(chunk, from, at))
         for (const part of translated.by) {
           rewritten.push(part)
           added += part.length
@@ -595,11 +614,12 @@ export class Relay implements TransportHandler, PoolClient {
     }
     if (at > 0 && this.#resting) {
       this.#resting = false
-      this.#idleSince = this.#now()
+      this.#idleSince = 0
     }
     if (at > end) this.#clientRest = at - end
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
-    const taken = this.#write(chunk, from, Math.min(at, end), rewritten)
+    const to = Math.min(at, end)
+    const taken = this.#write(from < to ? keep(chunk, from, to) : null, rewritten)
     this.#statements.endOfChunk()
     // Nothing will drain where all was taken at once.
     if (taken && added >= REWRITTEN_LIMIT && this.#held.length > 0) this.#forwardHeld()
@@ -616,8 +636,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
-  #write(chunk: Buffer, from: number, to: number, rewritten: ReadonlyArray<Buffer> | null): boolean {
-    const last = from < to ? Buffer.from(chunk.subarray(from, to)) : null
+  #write(last: Buffer | null, rewritten: ReadonlyArray<Buffer> | null): boolean {
     const bytes = rewritten === null ? last : Buffer.concat(last === null ? rewritten : [...rewritten, last])
     if (bytes === null || bytes.length === 0) return true
     const taken = this.#server!.transport.write(bytes)
@@ -626,8 +645,8 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   #watchAfterForward(wasBusy: boolean): void {
-    if (this.#expectations.copyIn || this.#clientRest > 0) this.#idleSince = this.#now()
-    if (!wasBusy && this.#serverBusy) this.#busySince = this.#now()
+    if (this.#expectations.copyIn || this.#clientRest > 0) this.#idleSince = 0
+    if (!wasBusy && this.#serverBusy) this.#busySince = 0
   }
 
   // ---- from the server
@@ -659,9 +678,9 @@ export class Relay implements TransportHandler, PoolClient {
       if (type !== Backend.dataRow) from = this.#complete(type, chunk, at, next, from)
       at = next
     }
-    if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
-    if (from < at) this.#send(Buffer.from(chunk.subarray(from, at)))
-    this.#idleSince = this.#now()
+    if (at < end) this.#serverCarry = copyOf(chunk, at, end)
+    if (from < at) this.#send(copyOf(chunk, from, at))
+    this.#idleSince = 0
     if (this.#server !== null && !this.#resting && this.#atBorder()) this.#onBorder()
     else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
   }
@@ -674,13 +693,13 @@ export class Relay implements TransportHandler, PoolClient {
     const forward = this.#hear(type, chunk, at, next)
     let start = from
     if (!forward) {
-      if (start < at) this.#send(Buffer.from(chunk.subarray(start, at)))
+      if (start < at) this.#send(copyOf(chunk, start, at))
       start = next
       if (this.#errorInstead !== null) this.#send(this.#errorInstead)
       this.#errorInstead = null
     }
     if (!this.#expectations.madeUpIsDue) return start
-    if (start < next) this.#send(Buffer.from(chunk.subarray(start, next)))
+    if (start < next) this.#send(copyOf(chunk, start, next))
     this.#giveMadeUpAnswers()
     return next
   }
@@ -700,7 +719,7 @@ export class Relay implements TransportHandler, PoolClient {
     switch (type) {
       case Backend.readyForQuery:
         this.#status = chunk[at + HEADER_LENGTH] ?? 0
-        this.#busySince = this.#now()
+        this.#busySince = 0
         if (this.#status !== TransactionStatus.idle && this.#tenant.mode === "statement") {
           this.#end(new TransactionRefused())
           return false
@@ -762,6 +781,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** What was reported in a lease may not hold in the next: a value of RESET's, for one, is the connection's and not the client's. */
   #correctReports(connection: Connection): void {
+    if (this.#told.size === 0) return
     for (const [name, value] of this.#told) {
       const now = connection.parameters.get(name)
       if (now === undefined || now === value) continue
@@ -864,16 +884,17 @@ export class Relay implements TransportHandler, PoolClient {
   /** Ends what has gone on for too long. */
   sweep(now: number): void {
     if (this.#server === null || this.#resting) return
-    const limits = this.#limits()
+    const { QueryTimeoutSecs, IdleInTransactionTimeoutSecs } = this.#limits()
     if (this.#serverBusy) {
-      if (limits.QueryTimeoutSecs > 0 && now - this.#busySince >= limits.QueryTimeoutSecs * 1000) {
-        this.#end(new QueryTimedOut({ seconds: limits.QueryTimeoutSecs }))
+      if (this.#busySince === 0) this.#busySince = now
+      if (QueryTimeoutSecs > 0 && now - this.#busySince >= QueryTimeoutSecs * 1000) {
+        this.#end(new QueryTimedOut({ seconds: QueryTimeoutSecs }))
       }
-    } else if (
-      limits.IdleInTransactionTimeoutSecs > 0 &&
-      now - this.#idleSince >= limits.IdleInTransactionTimeoutSecs * 1000
-    ) {
-      this.#end(new IdleInTransactionTimedOut({ seconds: limits.IdleInTransactionTimeoutSecs }))
+    } else {
+      if (this.#idleSince === 0) this.#idleSince = now
+      if (IdleInTransactionTimeoutSecs > 0 && now - this.#idleSince >= IdleInTransactionTimeoutSecs * 1000) {
+        this.#end(new IdleInTransactionTimedOut({ seconds: IdleInTransactionTimeoutSecs }))
+      }
     }
   }
 
@@ -919,6 +940,37 @@ const tooLargeSettings = new FeatureNotSupported({
   feature: `more than ${MAX_SETTING_LENGTH / 1024} kB of settings in a session that shares its connections`,
   advice: "Use SET LOCAL or set_config(…, true), or session mode for this tenant."
 })
+
+/** A whole message that a server has to answer, short enough to be kept until it is whole. */
+const beginsRequest = (chunk: Buffer): boolean => {
+  if (chunk.length < HEADER_LENGTH) return false
+  const length = lengthAt(chunk, 1)
+  if (length < 4 || length >= WHOLE_MESSAGE_LIMIT || length >= chunk.length) return false
+  switch (chunk[0]) {
+    case Frontend.query:
+    case Frontend.parse:
+    case Frontend.bind:
+    case Frontend.describe:
+    case Frontend.execute:
+    case Frontend.functionCall:
+      return true
+    default:
+      return false
+  }
+}
+
+/** What of a chunk is written must stay as it is until the socket has taken it. */
+type Keep = (chunk: Buffer, from: number, to: number) => Buffer
+
+/** Of a chunk that is ours. Mostly all of it goes on, and a view costs 60 ns. */
+const viewOf: Keep = (chunk, from, to) => (from === 0 && to === chunk.length ? chunk : chunk.subarray(from, to))
+
+/** Of a chunk that lies where the next read writes. */
+const copyOf: Keep = (chunk, from, to) => {
+  const copy = Buffer.allocUnsafe(to - from)
+  copy.set(viewOf(chunk, from, to))
+  return copy
+}
 
 /** A whole Close as chapter "Message Formats" has it. */
 const isClose = (held: Buffer, length: number): boolean => {

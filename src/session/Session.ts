@@ -5,7 +5,6 @@
  * Everything that can go wrong is a typed `SessionFault`; here it becomes the client's ErrorResponse and the log's line. The
  * fiber owns the transport; the relay borrows it, and its finalizer returns the lease.
  */
-import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { LiveConfig } from "../config/LiveConfig.ts"
@@ -44,7 +43,6 @@ export interface House {
   readonly tls: LiveTls["Service"]
   readonly authenticator: Authenticator["Service"]
   readonly pools: Pools["Service"]
-  readonly clock: Clock.Clock
   readonly live: LiveSessions
   /** Runs something beside the session, for as long as the house stands. */
   readonly fork: (effect: Effect.Effect<void>) => void
@@ -169,7 +167,6 @@ const relay = (
       tenant: place.tenant,
       settings: request.settings,
       limits: () => house.config.current().LimitSettings,
-      now: () => house.clock.currentTimeMillisUnsafe(),
       counters: house.live.counters,
       allowance: house.live.allowance,
       onPinned: (holds) =>

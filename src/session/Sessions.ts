@@ -55,7 +55,6 @@ export class Sessions extends Context.Service<
         tls: yield* LiveTls,
         authenticator,
         pools,
-        clock,
         live,
         fork: (effect) => void runBeside(effect),
         recheck: ({ identity }) => rows.recheck(identity.placement.tenantKey)

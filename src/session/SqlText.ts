@@ -12,6 +12,36 @@
  */
 export const MAX_TEXT_LENGTH = 64 * 1024
 
+const isBlank = (byte: number): boolean => byte <= 0x20 || byte === 0xa0
+
+/**
+ * A quick look at the bytes where they lie, for most texts the only one (115 ns for pgbench's SELECT; to make a string of it and
+ * search that is 260): true where nothing in it can be one of the words that `hintOf` looks for, nor the text one DEALLOCATE.
+ * Looks for the letters in which these differ from others: `y_` and `t_` (advisory_, set_config), `tem` (temp, pg_temp), `set` and
+ * a blank, and a `d` at the beginning.
+ */
+export const isPlain = (bytes: Uint8Array, from: number, end: number): boolean => {
+  if (end - from > MAX_TEXT_LENGTH) return false
+  let at = from
+  while (at < end && isBlank(bytes[at]!)) at++
+  if (at === end) return true
+  if ((bytes[at]! | 0x20) === 0x64) return false
+  for (; at < end; at++) {
+    const byte = bytes[at]!
+    if (byte === 0x5f) {
+      const before = bytes[at - 1]! | 0x20
+      if (before === 0x79 || before === 0x74) return false
+    } else if (isBlank(byte)) {
+      if (endsIn(bytes, at, 0x73, 0x65, 0x74)) return false
+    } else if ((byte | 0x20) === 0x6d && endsIn(bytes, at + 1, 0x74, 0x65, 0x6d)) return false
+  }
+  return true
+}
+
+/** The three letters before `at`, in either case. */
+const endsIn = (bytes: Uint8Array, at: number, first: number, second: number, third: number): boolean =>
+  (bytes[at - 1]! | 0x20) === third && (bytes[at - 2]! | 0x20) === second && (bytes[at - 3]! | 0x20) === first
+
 /** What begins a literal, a quoted name or a comment; an `e` or a `$` that ends an identifier does not. */
 const opening = /['"]|--|\/\*|e'(?<![\w$\x80-\xff]e')|\$(?<![\w$\x80-\xff]\$)(?:[a-z_\x80-\xff][\w\x80-\xff]*)?\$/gi
 /** What follows, with its end if it has one. A doubled quote ends one literal and begins the next. */

@@ -7,7 +7,7 @@
  * forgets everything. Pure bookkeeping.
  */
 import { CommandTags, type CommandTag } from "./CommandTags.ts"
-import { bare, MAX_TEXT_LENGTH } from "./SqlText.ts"
+import { bare, isPlain, MAX_TEXT_LENGTH } from "./SqlText.ts"
 
 /** Settings with a dot in their name that one client may make: each is asked for by name. */
 const MAX_CUSTOM_NAMES = 100
@@ -25,7 +25,6 @@ export const noHint: Hint = { settings: false, holds: false, customNames: [], se
 /** Of a text that is too long to be looked through. */
 export const anyHint: Hint = { settings: true, holds: true, customNames: [], setsLocally: false }
 
-/** One look at each text: 0.1 µs where there is nothing. */
 const telltale = /advisory_(?!xact_)|set_config|\btemp|pg_temp|(?:^|[;/\r\n])[^\S\r\n]*set\s/i
 const holding = /advisory_(?!xact_)|\btemp|pg_temp/i
 /** The blanks are PostgreSQL's: it takes a no-break space for a letter. */
@@ -51,6 +50,10 @@ export const hintOf = (text: string): Hint => {
   const customNames = names.map(([, name = ""]) => name.replaceAll(/[\s"]/g, ""))
   return { settings, holds, customNames, setsLocally }
 }
+
+/** The same of a text that lies at `from` in these bytes and ends before `end`. */
+export const hintOfBytes = (bytes: Buffer, from: number, end: number): Hint =>
+  isPlain(bytes, from, end) ? noHint : hintOf(bytes.toString("latin1", from, end))
 
 export class Traces {
   settings = false

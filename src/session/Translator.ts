@@ -17,8 +17,8 @@ import { entries, type Expectations } from "./Expectations.ts"
 import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
 import { needsSession } from "./NeedsSession.ts"
 import type { PreparedStatements, Rewritten } from "./PreparedStatements.ts"
-import { deallocated } from "./SqlText.ts"
-import { anyHint, hintOf, type Traces } from "./Traces.ts"
+import { deallocated, isPlain } from "./SqlText.ts"
+import { anyHint, hintOf, hintOfBytes, type Traces } from "./Traces.ts"
 
 /** Where the message goes. */
 export interface Lease {
@@ -95,9 +95,7 @@ export class Translator {
     const whole = next <= chunk.length
     const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, Math.min(next, chunk.length))
     const textEnd = indexOfNul(chunk, nameEnd + 1, Math.min(next, chunk.length))
-    this.#state.traces.onStatement(
-      whole && textEnd !== -1 ? hintOf(chunk.toString("latin1", nameEnd + 1, textEnd)) : anyHint
-    )
+    this.#state.traces.onStatement(whole && textEnd !== -1 ? hintOfBytes(chunk, nameEnd + 1, textEnd) : anyHint)
   }
 
   #expect(type: number): void {
@@ -127,6 +125,10 @@ export class Translator {
     statements.dropUnnamed()
     if (next > chunk.length) {
       traces.onStatement(anyHint)
+      expectations.pushSimple(entries.query)
+      return null
+    }
+    if (isPlain(chunk, at + HEADER_LENGTH, next - 1) && !this.#mustRefuse(lease)) {
       expectations.pushSimple(entries.query)
       return null
     }
@@ -209,6 +211,7 @@ export class Translator {
     const { statements } = this.#state
     if (statements.size === 0 || next > chunk.length) return null
     const from = at + HEADER_LENGTH + 1
+    if (isPlain(chunk, from, next)) return null
     const name = deallocated(chunk.toString("latin1", from, indexOfNul(chunk, from, next)))
     return name !== null && statements.has(name) ? name : null
   }

@@ -9,7 +9,7 @@ import { Duplex } from "node:stream"
 import * as NodeTls from "node:tls"
 import { ByteReader } from "../../src/net/ByteReader.ts"
 import { Network, type Listening } from "../../src/net/Network.ts"
-import { connect } from "../../src/net/SocketTransport.ts"
+import { accepted as transportOf, connect } from "../../src/net/SocketTransport.ts"
 import { Acceptor, Connector, type Handshake } from "../../src/net/Tls.ts"
 import type { Transport } from "../../src/net/Transport.ts"
 import { authority, signedBy } from "../support/certificates.ts"
@@ -433,4 +433,50 @@ describe("listen", () => {
       assert.strictEqual((yield* Effect.scoped(listenOn(port))).port, port)
     }).pipe(Effect.provide(Network.layer))
   )
+})
+
+describe("a socket that was accepted", () => {
+  for (const [how, hide] of [
+    ["with one buffer for the reads of all", false],
+    ["by its events, where Node does not show its handle", true]
+  ] as const) {
+    it.live(`is read ${how}, and paused, resumed, written to and closed alike`, () =>
+      Effect.gen(function* () {
+        const arrived = yield* Deferred.make<Transport>()
+        const server = Net.createServer({ pauseOnConnect: true }, (socket) => {
+          if (hide) Object.defineProperty(socket, "_handle", { value: undefined, configurable: true })
+          const transport = transportOf(socket)
+          if (hide) Reflect.deleteProperty(socket, "_handle")
+          Deferred.doneUnsafe(arrived, Effect.succeed(transport))
+        })
+        yield* Effect.acquireRelease(
+          Effect.promise(() => new Promise<void>((resolve) => server.listen(0, LOOPBACK, resolve))),
+          () => Effect.sync(() => server.close())
+        )
+        const { port } = server.address() as Net.AddressInfo
+        const client = yield* connect({ host: LOOPBACK, port })
+        const heardByClient = new Listener(client)
+        client.write(Buffer.from("one "))
+        const transport = yield* within(Deferred.await(arrived))
+        const heard = new Listener(transport)
+        if (!hide) assert.match(transport.remote, /^127\.0\.0\.1:\d+$/)
+        yield* within(heard.until(({ received }) => received === "one "))
+        transport.pause()
+        client.write(Buffer.from("two"))
+        transport.write(Buffer.from("and back"))
+        yield* within(heardByClient.until(({ received }) => received === "and back"))
+        assert.strictEqual(heard.received, "one ")
+        transport.resume()
+        yield* within(heard.until(({ received }) => received === "one two"))
+        client.end()
+        yield* within(heard.untilClosed)
+        yield* within(heardByClient.untilClosed)
+        // None is counted that has gone.
+        const left = Effect.callback<number>((resume) => {
+          server.getConnections((_, count) => resume(Effect.succeed(count)))
+        })
+        assert.strictEqual(yield* within(left), 0)
+      })
+    )
+  }
 })

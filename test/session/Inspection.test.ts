@@ -81,7 +81,6 @@ const world = () => {
     limits: () => {
       throw new Error("not asked")
     },
-    now: () => 0,
     counters: new SessionCounters(),
     allowance: new HeldAllowance(),
     onPinned: () => {},

@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import { needsSession } from "../../src/session/NeedsSession.ts"
-import { bare, deallocated, MAX_TEXT_LENGTH } from "../../src/session/SqlText.ts"
-import { anyHint, hintOf, noHint } from "../../src/session/Traces.ts"
+import { bare, deallocated, isPlain, MAX_TEXT_LENGTH } from "../../src/session/SqlText.ts"
+import { anyHint, hintOf, hintOfBytes, noHint } from "../../src/session/Traces.ts"
+import { seeded } from "../support/random.ts"
 
 const timed = (work: () => unknown): number => {
   const from = performance.now()
@@ -69,7 +70,8 @@ const looks: Readonly<Record<string, (text: string) => unknown>> = {
   hintOf,
   needsSession,
   deallocated,
-  bare: (text) => bare(text, "without literals")
+  bare: (text) => bare(text, "without literals"),
+  isPlain: (text) => isPlain(Buffer.from(text, "latin1"), 0, text.length)
 }
 
 describe("a client's text is looked through in time that grows as its length does", () => {
@@ -165,4 +167,41 @@ describe("DEALLOCATE", () => {
   for (const [text, name] of cases) {
     it(`${text} names ${name ?? "none that is followed"}`, () => assert.strictEqual(deallocated(text), name))
   }
+})
+
+describe("a quick look at a text's bytes", () => {
+  const words =
+    "advisory_lock set_config temp temporary pg_temp.x set SET\tx reset item team y_ t_ x_ deallocate DEALLOCATE d ' $1 -- /* a.b ("
+  const pieces = words.split(" ").concat(" ", "\n", ";", "\u00a0", "SELECT abalance FROM t WHERE aid = 1")
+  const { pick, below, chance } = seeded(1)
+  const text = () => {
+    const said = Array.from({ length: 1 + below(6) }, () => pick(pieces)).join(chance(0.5) ? " " : "")
+    return chance(0.3) ? said.toUpperCase() : said
+  }
+
+  it("finds plain only what has neither a telltale word nor a DEALLOCATE, wherever it lies", () => {
+    let plain = 0
+    for (let round = 0; round < 50_000; round++) {
+      const said = text()
+      const bytes = Buffer.from(`Q\0\0\0\0${said}\0`, "latin1")
+      assert.deepStrictEqual(
+        hintOfBytes(bytes, 5, bytes.length - 1),
+        hintOf(bytes.toString("latin1", 5, bytes.length - 1))
+      )
+      if (!isPlain(bytes, 5, bytes.length - 1)) continue
+      plain++
+      assert.isNull(deallocated(said), said)
+    }
+    assert.isAbove(plain, 5_000)
+  })
+
+  for (const said of ["", "SELECT 1", "UPDATE t SETS", "INSERT INTO team VALUES (1)", "BEGIN", "COMMIT;"]) {
+    it(`finds plain: ${said}`, () => assert.isTrue(isPlain(Buffer.from(said), 0, said.length)))
+  }
+
+  it("finds no text plain that is too long to be looked at", () => {
+    const long = Buffer.alloc(MAX_TEXT_LENGTH + 1, " ")
+    assert.isFalse(isPlain(long, 0, long.length))
+    assert.isTrue(isPlain(long, 1, long.length))
+  })
 })
