@@ -287,7 +287,8 @@ export class Expectations {
     this.#head++
     if (isReadyMaker(entry.expected)) this.#readyOwed--
     if (this.#head === this.#queue.length) {
-      this.#queue.length = 0
+      // To set the length is a call out of compiled code, 0.1 µs.
+      while (this.#queue.length > 0) this.#queue.pop()
       this.#head = 0
       this.#flushed = 0
     } else if (this.#head > 64 && this.#head * 2 > this.#queue.length) {
