@@ -4,7 +4,7 @@
  * Reads `/proc` alone, so it works on Linux and nowhere else. CPU times are in microseconds; the kernel counts them in ticks of
  * 10 ms, which is 0.2 % of a measurement of five seconds.
  */
-import { readdirSync, readFileSync } from "node:fs"
+import { readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs"
 import { pid as ownPid } from "node:process"
 
 const TICK_US = 10_000
@@ -57,6 +57,35 @@ export const memoryOf = (pid: number): { readonly resident: number; readonly pea
   const status = readFileSync(`/proc/${pid}/status`, "latin1")
   const bytes = (key: string) => Number(new RegExp(`^${key}:\\s+(\\d+) kB`, "m").exec(status)?.[1] ?? 0) * 1024
   return { resident: bytes("VmRSS"), peak: bytes("VmHWM") }
+}
+
+/** The peak begins anew, at what is resident now. Of processes of the same user only. */
+export const resetPeak = (pid: number): void => writeFileSync(`/proc/${pid}/clear_refs`, "5")
+
+const ESTABLISHED = "01"
+
+/**
+ * Connections of a process over IPv4: those to a port, and those that others made to a port of its own. Told by its sockets, so
+ * that other processes' connections to the same port are not among them.
+ */
+export const connectionsOf = (pid: number, end: { readonly to: number } | { readonly at: number }): number => {
+  const sockets = new Set<string>()
+  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+    try {
+      const inode = /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/${pid}/fd/${fd}`))?.[1]
+      if (inode !== undefined) sockets.add(inode)
+    } catch {
+      // Closed since it was listed.
+    }
+  }
+  const [column, port] = "to" in end ? [2, end.to] : [1, end.at]
+  const suffix = `:${port.toString(16).toUpperCase().padStart(4, "0")}`
+  let count = 0
+  for (const line of readFileSync("/proc/net/tcp", "latin1").split("\n")) {
+    const fields = line.trim().split(/\s+/)
+    if (fields[3] === ESTABLISHED && fields[column]?.endsWith(suffix) === true && sockets.has(fields[9]!)) count++
+  }
+  return count
 }
 
 /** CPU time that all processors have spent on anything, time taken away by the hypervisor included, µs. */

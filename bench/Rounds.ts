@@ -9,7 +9,6 @@ import type { BenchFailed, Case } from "./Scenario.ts"
 
 /** Of the CPU time of one core: more than this by others, and a round does not count. */
 const MAX_FOREIGN_SHARE = 0.1
-const MAX_REPEATS = 3
 
 export interface Measured {
   readonly case: Case
@@ -23,7 +22,7 @@ type Tell = (line: string) => Effect.Effect<void>
 
 export const measure = Effect.fnUntraced(function* (
   measured: Case,
-  rounds: number,
+  { rounds, repeats }: { readonly rounds: number; readonly repeats: number },
   tell: Tell
 ): Effect.fn.Return<Measured, BenchFailed> {
   const targets = Object.keys(measured.runs)
@@ -31,7 +30,7 @@ export const measure = Effect.fnUntraced(function* (
   let disturbed = 0
   for (let round = 0; round < rounds; round++) {
     const order = targets.map((_, index) => targets[(index + round) % targets.length]!)
-    const { taken, share } = yield* calmRound(measured, order, tell)
+    const { taken, share } = yield* calmRound(measured, order, repeats, tell)
     if (share > MAX_FOREIGN_SHARE) disturbed++
     for (const [name, sample] of taken) samples.get(name)!.push(sample)
   }
@@ -46,6 +45,7 @@ interface Round {
 const calmRound = Effect.fnUntraced(function* (
   { runs, variant, clients }: Case,
   order: ReadonlyArray<string>,
+  repeats: number,
   tell: Tell
 ): Effect.fn.Return<Round, BenchFailed> {
   for (let attempt = 0; ; attempt++) {
@@ -54,7 +54,7 @@ const calmRound = Effect.fnUntraced(function* (
     const taken = new Map<string, Sample>()
     for (const name of order) taken.set(name, yield* runs[name]!)
     const share = others() / ((performance.now() - startedAt) * 1000)
-    if (share <= MAX_FOREIGN_SHARE || attempt === MAX_REPEATS) return { taken, share }
+    if (share <= MAX_FOREIGN_SHARE || attempt >= repeats) return { taken, share }
     const percent = Math.round(share * 100)
     yield* tell(`${variant}, ${clients} clients: something else used ${percent} % of a core; this round is repeated`)
   }

@@ -49,6 +49,10 @@ export const measures: ReadonlyArray<{
   { key: "serverConnections", title: "server conns", better: "less" }
 ]
 
+/** Some of a sample's measures, where the others would mean nothing. */
+export const only = (sample: Sample, ...keys: ReadonlyArray<Measure>): Sample =>
+  byMeasure((key) => (keys.includes(key) ? sample[key] : undefined))
+
 export const median = (values: ReadonlyArray<number>): number =>
   quantile(
     values.toSorted((a, b) => a - b),

@@ -16,11 +16,16 @@ import { PasswordHash } from "../src/tenant/PasswordHash.ts"
 import * as Report from "./Report.ts"
 import { measure } from "./Rounds.ts"
 import { BenchFailed, type Scenario } from "./Scenario.ts"
+import { noisy } from "./scenarios/noisy.ts"
+import { rtt } from "./scenarios/rtt.ts"
 import { select } from "./scenarios/select.ts"
+import { tenants } from "./scenarios/tenants.ts"
+import { tls } from "./scenarios/tls.ts"
+import { write } from "./scenarios/write.ts"
 import * as Pgbouncer from "./stage/Pgbouncer.ts"
 import * as Stage from "./stage/Stage.ts"
 
-const scenarios: ReadonlyArray<Scenario> = [select]
+const scenarios: ReadonlyArray<Scenario> = [select, write, tenants, noisy, tls, rtt]
 
 const bench = Command.make(
   "bench",
@@ -33,13 +38,17 @@ const bench = Command.make(
     ),
     rounds: Flag.Int("rounds").pipe(Flag.withDescription("How often each target is measured"), Flag.withDefault(5)),
     seconds: Flag.Int("seconds").pipe(Flag.withDescription("Length of one measurement"), Flag.withDefault(5)),
+    repeats: Flag.Int("repeats").pipe(
+      Flag.withDescription("How often a round is taken again because something else used the machine"),
+      Flag.withDefault(3)
+    ),
     only: Flag.String("only").pipe(
       Flag.withDescription("Cases whose variant and clients match this pattern, such as 'simple.*64'"),
       Flag.optional
     ),
     out: Flag.String("out").pipe(Flag.withDescription("Write the results to this file, as JSON"), Flag.optional)
   },
-  Effect.fnUntraced(function* ({ names, rounds, seconds, only, out }) {
+  Effect.fnUntraced(function* ({ names, rounds, seconds, repeats, only, out }) {
     const unknown = names.filter((name) => !scenarios.some((scenario) => scenario.name === name))
     if (unknown.length > 0) return yield* new BenchFailed({ message: `there is no scenario ${unknown.join(", ")}` })
     const wanted = scenarios.filter(({ name }) => names.length === 0 || names.includes(name))
@@ -56,7 +65,7 @@ const bench = Command.make(
           const cases = yield* scenario.cases(stage, { seconds })
           for (const measured of cases) {
             if (!pattern.test(`${measured.variant} ${measured.clients}`)) continue
-            const result = Report.resultOf(scenario, yield* measure(measured, rounds, tell))
+            const result = Report.resultOf(scenario, yield* measure(measured, { rounds, repeats }, tell))
             results.push(result)
             yield* Console.log(Report.tableOf(result))
           }

@@ -21,6 +21,7 @@ export const start = (stage: Stage, poolSize: number): Effect.Effect<Target, Ben
       port,
       pid,
       serverPid: stage.direct.serverPid,
+      serverPort: stage.direct.port,
       login: () => ({ user: USER, password: PASSWORD, database: DATABASE })
     }
   })

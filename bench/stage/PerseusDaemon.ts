@@ -59,6 +59,7 @@ export const start = (
       port,
       pid,
       serverPid: stage.direct.serverPid,
+      serverPort: stage.direct.port,
       login: (tenant) => ({
         user: USER,
         password: PASSWORD,

@@ -5,7 +5,7 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { execFile } from "node:child_process"
-import { chown, chmod, mkdtemp, writeFile } from "node:fs/promises"
+import { chmod, chown, mkdtemp, readdir, writeFile } from "node:fs/promises"
 import * as path from "node:path"
 import { env, getuid } from "node:process"
 import { promisify } from "node:util"
@@ -20,6 +20,8 @@ export interface Installed {
   readonly version: string
   /** Since 1.21: named statements in transaction mode. */
   readonly prepared: boolean
+  /** Since 1.25: what the bars are about. */
+  readonly isReference: boolean
 }
 
 /** Null where there is none. */
@@ -31,7 +33,8 @@ export const find: Effect.Effect<Installed | null> = Effect.promise(async () => 
   )
   const version = /PgBouncer ((\d+)\.(\d+)\S*)/i.exec(output)
   if (version === null) return null
-  return { path: file, version: version[1]!, prepared: Number(version[2]) > 1 || Number(version[3]) >= 21 }
+  const atLeast = (minor: number) => Number(version[2]) > 1 || Number(version[3]) >= minor
+  return { path: file, version: version[1]!, prepared: atLeast(21), isReference: atLeast(25) }
 })
 
 export interface Setup {
@@ -39,9 +42,19 @@ export interface Setup {
   readonly poolSize: number
   /** An entry for each tenant; else one for all. */
   readonly entries: "one" | "each tenant"
-  /** Certificate and key; TLS is then asked of the clients. */
+  /** Certificate and key, PEM; TLS is then asked of the clients. */
   readonly tls?: { readonly cert: string; readonly key: string }
 }
+
+/** Null where there is none. */
+export const startWhereInstalled = (
+  stage: Stage,
+  setup: Setup,
+  name?: string
+): Effect.Effect<Target | null, BenchFailed, Scope.Scope> =>
+  Effect.flatMap(find, (installed) =>
+    installed === null ? Effect.succeed(null) : start(stage, installed, setup, name)
+  )
 
 export const start = (
   stage: Stage,
@@ -73,16 +86,20 @@ listen_backlog = 4096
 log_connections = 0
 log_disconnections = 0
 log_stats = 0
-${tls === undefined ? "" : `client_tls_sslmode = require\nclient_tls_cert_file = ${tls.cert}\nclient_tls_key_file = ${tls.key}`}
+${tls === undefined ? "" : `client_tls_sslmode = require\nclient_tls_cert_file = ${file("server.crt")}\nclient_tls_key_file = ${file("server.key")}`}
 `
     const isRoot = getuid?.() === 0
     yield* Effect.promise(async () => {
       await writeFile(file("pgbouncer.ini"), config)
       await writeFile(file("users.txt"), `"${USER}" "${PASSWORD}"\n`)
+      if (tls !== undefined) {
+        await writeFile(file("server.crt"), tls.cert)
+        await writeFile(file("server.key"), tls.key, { mode: 0o600 })
+      }
       // It refuses to run as root, and then as an account that must read these.
       if (!isRoot) return
       await chmod(stage.directory, 0o711)
-      for (const name of ["", "pgbouncer.ini", "users.txt"]) await chown(file(name), NOBODY, NOBODY)
+      for (const name of ["", ...(await readdir(directory))]) await chown(file(name), NOBODY, NOBODY)
     })
     const args = ["-q", ...(isRoot ? ["-u", "nobody"] : []), file("pgbouncer.ini")]
     const { pid } = yield* Child.start({ command: program, args, port })
@@ -92,6 +109,7 @@ ${tls === undefined ? "" : `client_tls_sslmode = require\nclient_tls_cert_file =
       port,
       pid,
       serverPid: stage.direct.serverPid,
+      serverPort: stage.direct.port,
       login: (tenant) => ({
         user: USER,
         password: PASSWORD,

@@ -31,12 +31,25 @@ const ROWS_OF_FIRST = 100_000
 
 export const tenantNames: ReadonlyArray<string> = Array.from({ length: TENANTS }, (_, index) => `t${index + 1}`)
 
+/** Rows of `perseus_auth` beside those of the tenants: the same schemas, or others, under another database's name. */
+export interface Rows {
+  /** What clients ask for; the tenants' own is `DATABASE`. */
+  readonly database: string
+  /** By schema: where it lives. */
+  readonly places: ReadonlyArray<{ readonly schema: string; readonly host: string }>
+  /** `source_pass_hashed` in place of the one that all others have, whose derivation takes as long as a real one. */
+  readonly hash?: string
+}
+
 export interface Stage {
   /** PostgreSQL itself. */
   readonly direct: Target
   readonly kms: LocalKms.LocalKms
   /** Holds `perseus_auth`. */
   readonly authDsn: string
+  readonly addRows: (rows: Rows) => Effect.Effect<void, BenchFailed>
+  /** `source_pass_hashed` of the tenants: of `PASSWORD`, as genhash makes it. */
+  readonly hash: string
   /** A directory of the bench's own, which goes with it. */
   readonly directory: string
   readonly version: string
@@ -70,7 +83,8 @@ export const build = Effect.fnUntraced(
     yield* tell(`making ${TENANTS} tenants`)
     for (const tenant of tenantNames) yield* query(tenantScript(tenant))
     yield* query("VACUUM ANALYZE")
-    yield* writeAuthTable(admin, kms, `${host}:${port}`)
+    const { addRows, hash } = yield* authTable(admin, kms)
+    yield* addRows({ database: DATABASE, places: tenantNames.map((schema) => ({ schema, host: `${host}:${port}` })) })
     const serverPid = Number(
       (yield* Effect.promise(() => readFile(path.join(postgres.dataDir, "postmaster.pid"), "utf8"))).split("\n")[0]
     )
@@ -81,9 +95,12 @@ export const build = Effect.fnUntraced(
         port,
         pid: null,
         serverPid,
+        serverPort: port,
         login: (tenant) => ({ user: ROLE, password: "", database: DATABASE, options: `-c search_path=${tenant}` })
       },
       kms,
+      addRows,
+      hash,
       authDsn: `postgres://${user}@${host}:${port}/postgres?sslmode=disable`,
       directory,
       version: postgres.version,
@@ -106,15 +123,28 @@ const tenantScript = (tenant: string): string => `
   INSERT INTO pgbench_accounts SELECT aid, 1, 0, '' FROM generate_series(1, ${tenant === "t1" ? ROWS_OF_FIRST : ROWS}) AS aid;
   RESET ROLE; RESET search_path`
 
-const writeAuthTable = Effect.fnUntraced(function* (admin: Stage["query"], kms: LocalKms.LocalKms, host: string) {
+const authTable = Effect.fnUntraced(function* (admin: Stage["query"], kms: LocalKms.LocalKms) {
   yield* admin(yield* Effect.promise(() => readFile(new URL("../../config/perseus_auth.sql", import.meta.url), "utf8")))
   const secret = yield* encrypt(kms.settings, Redacted.make("unused"))
   const hash = yield* PasswordHash.use((passwords) => passwords.hash(Redacted.make(PASSWORD)))
-  yield* admin(
-    `INSERT INTO perseus_auth (source_db, source_schema, source_user, source_pass_hashed, dest_host, dest_db, dest_pass_enc,
-      dest_user) SELECT $1, tenant, $2, $3, $4, $1, $5, $6 FROM unnest($7::text[]) AS tenant`,
-    [DATABASE, USER, hash, host, secret, ROLE, tenantNames]
-  )
+  const addRows = ({ database, places, hash: own = hash }: Rows) =>
+    Effect.asVoid(
+      admin(
+        `INSERT INTO perseus_auth (source_db, source_schema, source_user, source_pass_hashed, dest_host, dest_db, dest_pass_enc,
+          dest_user) SELECT $1, schema, $2, $3, host, $4, $5, $6 FROM unnest($7::text[], $8::text[]) AS place (schema, host)`,
+        [
+          database,
+          USER,
+          own,
+          DATABASE,
+          secret,
+          ROLE,
+          places.map(({ schema }) => schema),
+          places.map(({ host }) => host)
+        ]
+      )
+    )
+  return { addRows, hash }
 })
 
 interface Server {

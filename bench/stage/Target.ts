@@ -5,8 +5,9 @@ export interface Target {
   readonly port: number
   /** The pooler's process; null for PostgreSQL itself. */
   readonly pid: number | null
-  /** PostgreSQL's first process. */
+  /** PostgreSQL's first process, and its port. */
   readonly serverPid: number
+  readonly serverPort: number
   readonly login: (tenant: string) => Login
 }
 
