@@ -88,6 +88,12 @@ export const connectionsOf = (pid: number, end: { readonly to: number } | { read
   return count
 }
 
+/** Files that a process which this one starts may have open: Node itself raises its own limit to the highest allowed. */
+export const openFilesLimit = (): number => {
+  const limit = /^Max open files\s+\S+\s+(\S+)/m.exec(readFileSync("/proc/self/limits", "latin1"))?.[1]
+  return limit === undefined || limit === "unlimited" ? Infinity : Number(limit)
+}
+
 /** CPU time that all processors have spent on anything, time taken away by the hypervisor included, µs. */
 const cpuOfMachine = (): number => {
   const [first = ""] = readFileSync("/proc/stat", "latin1").split("\n", 1)

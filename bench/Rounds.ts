@@ -3,6 +3,7 @@
  * machine down for a while slows all of them. A round in which somebody else used the machine is repeated.
  */
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import { watchOthers } from "./Machine.ts"
 import type { Sample } from "./Sample.ts"
 import type { BenchFailed, Case } from "./Scenario.ts"
@@ -24,7 +25,7 @@ export const measure = Effect.fnUntraced(function* (
   measured: Case,
   { rounds, repeats }: { readonly rounds: number; readonly repeats: number },
   tell: Tell
-): Effect.fn.Return<Measured, BenchFailed> {
+): Effect.fn.Return<Measured, BenchFailed, Scope.Scope> {
   const targets = Object.keys(measured.runs)
   const samples = new Map<string, Array<Sample>>(targets.map((name) => [name, []]))
   let disturbed = 0
@@ -47,7 +48,7 @@ const calmRound = Effect.fnUntraced(function* (
   order: ReadonlyArray<string>,
   repeats: number,
   tell: Tell
-): Effect.fn.Return<Round, BenchFailed> {
+): Effect.fn.Return<Round, BenchFailed, Scope.Scope> {
   for (let attempt = 0; ; attempt++) {
     const others = watchOthers()
     const startedAt = performance.now()

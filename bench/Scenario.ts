@@ -14,8 +14,10 @@ export class BenchFailed extends Data.TaggedError("BenchFailed")<{ readonly mess
 export interface Case {
   readonly variant: string
   readonly clients: number
-  /** By target. Perseus under `OURS`; the rest are the baselines. */
-  readonly runs: Readonly<Record<string, Effect.Effect<Sample, BenchFailed>>>
+  /** What `clients` counts, where it is something else. */
+  readonly of?: string
+  /** By target. Perseus under `OURS`; the rest are the baselines. What they start may live until the case is measured. */
+  readonly runs: Readonly<Record<string, Effect.Effect<Sample, BenchFailed, Scope.Scope>>>
   /** What was asked of this case, to be shown beside what came out. */
   readonly bars?: ReadonlyArray<Bar>
 }

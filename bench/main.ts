@@ -16,16 +16,20 @@ import { PasswordHash } from "../src/tenant/PasswordHash.ts"
 import * as Report from "./Report.ts"
 import { measure } from "./Rounds.ts"
 import { BenchFailed, type Scenario } from "./Scenario.ts"
+import { growth } from "./scenarios/growth.ts"
+import { idle } from "./scenarios/idle.ts"
+import { login, storm } from "./scenarios/login.ts"
 import { noisy } from "./scenarios/noisy.ts"
 import { rtt } from "./scenarios/rtt.ts"
 import { select } from "./scenarios/select.ts"
 import { tenants } from "./scenarios/tenants.ts"
 import { tls } from "./scenarios/tls.ts"
+import { wide } from "./scenarios/wide.ts"
 import { write } from "./scenarios/write.ts"
 import * as Pgbouncer from "./stage/Pgbouncer.ts"
 import * as Stage from "./stage/Stage.ts"
 
-const scenarios: ReadonlyArray<Scenario> = [select, write, tenants, noisy, tls, rtt]
+const scenarios: ReadonlyArray<Scenario> = [select, write, tenants, noisy, login, storm, wide, idle, tls, rtt, growth]
 
 const bench = Command.make(
   "bench",
@@ -65,7 +69,7 @@ const bench = Command.make(
           const cases = yield* scenario.cases(stage, { seconds })
           for (const measured of cases) {
             if (!pattern.test(`${measured.variant} ${measured.clients}`)) continue
-            const result = Report.resultOf(scenario, yield* measure(measured, { rounds, repeats }, tell))
+            const result = Report.resultOf(scenario, yield* Effect.scoped(measure(measured, { rounds, repeats }, tell)))
             results.push(result)
             yield* Console.log(Report.tableOf(result))
           }

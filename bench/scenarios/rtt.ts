@@ -20,7 +20,7 @@ export const rtt: Scenario = {
   cases: Effect.fnUntraced(function* (stage, { seconds }) {
     const direct = yield* Delay.start(stage, MILLIS)
     yield* stage.addRows({ database: FAR, places: [{ schema: "t1", host: `${direct.host}:${direct.port}` }] })
-    const perseus = yield* PerseusDaemon.start(stage, POOL_SIZE)
+    const perseus = { ...(yield* PerseusDaemon.start(stage, POOL_SIZE)), serverPort: direct.port }
     const run = (target: Target, login: Login, clients: number) =>
       drive(target, [{ login, clients, script: { builtin: "select-only" } }], seconds)
     return [1, 8].map((clients) => ({

@@ -35,8 +35,8 @@ export const tenantNames: ReadonlyArray<string> = Array.from({ length: TENANTS }
 export interface Rows {
   /** What clients ask for; the tenants' own is `DATABASE`. */
   readonly database: string
-  /** By schema: where it lives. */
-  readonly places: ReadonlyArray<{ readonly schema: string; readonly host: string }>
+  /** By schema: where it lives; in `DATABASE` where no other is named. */
+  readonly places: ReadonlyArray<{ readonly schema: string; readonly host: string; readonly database?: string }>
   /** `source_pass_hashed` in place of the one that all others have, whose derivation takes as long as a real one. */
   readonly hash?: string
 }
@@ -130,17 +130,18 @@ const authTable = Effect.fnUntraced(function* (admin: Stage["query"], kms: Local
   const addRows = ({ database, places, hash: own = hash }: Rows) =>
     Effect.asVoid(
       admin(
-        `INSERT INTO perseus_auth (source_db, source_schema, source_user, source_pass_hashed, dest_host, dest_db, dest_pass_enc,
-          dest_user) SELECT $1, schema, $2, $3, host, $4, $5, $6 FROM unnest($7::text[], $8::text[]) AS place (schema, host)`,
+        `INSERT INTO perseus_auth (source_db, source_schema, dest_host, dest_db, source_user, source_pass_hashed, dest_pass_enc,
+          dest_user) SELECT $1, place.*, $2, $3, $4, $5
+          FROM unnest($6::text[], $7::text[], $8::text[]) AS place (schema, host, database)`,
         [
           database,
           USER,
           own,
-          DATABASE,
           secret,
           ROLE,
           places.map(({ schema }) => schema),
-          places.map(({ host }) => host)
+          places.map(({ host }) => host),
+          places.map(({ database: other = DATABASE }) => other)
         ]
       )
     )

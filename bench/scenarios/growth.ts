@@ -1,0 +1,134 @@
+/**
+ * Whether a transaction costs more where there is more of something: clients, tenants, pools, prepared statements. One, ten and so
+ * on up to ten thousand are there; the next transaction is that of a random one, eight are under way at a time.
+ *
+ * Compared are counts between which nothing but the count differs. With up to 20 tenants each finds a connection that served
+ * it last; with a hundred nearly every transaction needs a switch. That is a step and no growth: tenants are compared from a
+ * hundred up.
+ */
+import * as Effect from "effect/Effect"
+import * as Scope from "effect/Scope"
+import { randomBytes, scryptSync } from "node:crypto"
+import * as EasyScrypt from "../../src/tenant/EasyScrypt.ts"
+import { openFilesLimit } from "../Machine.ts"
+import type { Sample } from "../Sample.ts"
+import { OURS, type BenchFailed, type Case, type Scenario } from "../Scenario.ts"
+import * as Driver from "../stage/Driver.ts"
+import * as PerseusDaemon from "../stage/PerseusDaemon.ts"
+import { DATABASE, PASSWORD, type Stage } from "../stage/Stage.ts"
+import * as Stub from "../stage/Stub.ts"
+import type { Target } from "../stage/Target.ts"
+
+const POOL_SIZE = 20
+const IN_FLIGHT = 8
+const COUNTS = [1, 10, 100, 1000, 10_000]
+/** What a cache of the processor holds of one thing it does not hold of ten thousand. */
+const AT_MOST = 1.2
+
+/** Files that a process has open beside clients and servers. */
+const SPARE_FILES = 300
+
+const TENANTS = "growth-tenants"
+const POOLS = "growth-pools"
+
+const names = (count: number) => Array.from({ length: count }, (_, index) => `g${index + 1}`)
+
+/** Its derivation costs nothing: ten thousand real ones would take minutes. */
+const cheapHash = (): string => {
+  const salt = randomBytes(EasyScrypt.saltLength)
+  const cost = { N: 2, r: 1, p: 1 }
+  return EasyScrypt.encode({ key: scryptSync(PASSWORD, salt, 32, cost), salt, ...cost })
+}
+
+/** What is driven, once it is there. */
+interface Ready {
+  readonly perseus: Target
+  readonly driver: Driver.Driver
+  readonly what: Parameters<typeof Driver.drive>[2]
+}
+
+type Setup = (count: number) => Effect.Effect<Ready, BenchFailed, Scope.Scope>
+
+const QUERY = { sql: "SELECT 1", inFlight: IN_FLIGHT }
+
+export const growth: Scenario = {
+  name: "growth",
+  title: `CPU for a transaction with more and more of something, ${IN_FLIGHT} under way at a time, a pool of ${POOL_SIZE}`,
+  cases: Effect.fnUntraced(function* (stage, { seconds }) {
+    const hash = cheapHash()
+    const host = `${stage.direct.host}:${stage.direct.port}`
+    const withTenants = yield* Effect.cached(
+      stage.addRows({ database: TENANTS, hash, places: names(COUNTS.at(-1)!).map((schema) => ({ schema, host })) })
+    )
+    // Lives as long as the scenario: rows name its port.
+    const scope = yield* Effect.scope
+    const withPools = yield* Effect.cached(
+      Effect.gen(function* () {
+        const port = yield* Stub.start
+        const places = names(COUNTS.at(-1)!).map((schema) => ({ schema, host: `127.0.0.1:${port}`, database: schema }))
+        yield* stage.addRows({ database: POOLS, hash, places })
+      }).pipe(Effect.provideService(Scope.Scope, scope))
+    )
+    const clients: Setup = (count) => opened(stage, [{ database: DATABASE, schema: "t1", count }])
+    const oneEach = (database: string, count: number) =>
+      opened(
+        stage,
+        names(count).map((schema) => ({ database, schema, count: 1 }))
+      )
+    const statements: Setup = Effect.fnUntraced(function* (count) {
+      const ready = yield* opened(stage, [{ database: DATABASE, schema: "t1", count: 1 }], {
+        MaxPreparedStatements: count
+      })
+      yield* ready.driver.tell({ do: "prepare", statements: count })
+      return { ...ready, what: { statements: count, inFlight: 1 } }
+    })
+    const caseOf = (
+      variant: string,
+      setup: Setup,
+      { most = COUNTS.at(-1)!, from = 10 }: { readonly most?: number; readonly from?: number } = {}
+    ): Effect.Effect<Case> =>
+      Effect.gen(function* () {
+        const counts = [...COUNTS.slice(0, -1), most]
+        const runs: Record<string, Effect.Effect<Sample, BenchFailed, Scope.Scope>> = {}
+        for (const count of counts.toReversed()) {
+          const ready = yield* Effect.cached(setup(count))
+          runs[count === most ? OURS : `${count}`] = Effect.flatMap(ready, ({ perseus, driver, what }) =>
+            Driver.drive(driver, perseus, what, seconds)
+          )
+        }
+        return {
+          variant,
+          clients: most,
+          of: variant,
+          runs,
+          bars: [{ measure: "cpuPerTx", against: `${from}`, atMost: AT_MOST }]
+        }
+      })
+    // Of each pool the pooler has a client and a server.
+    const mostPools = Math.min(COUNTS.at(-1)!, Math.floor((openFilesLimit() - SPARE_FILES) / 2))
+    return [
+      yield* caseOf("clients", clients),
+      yield* caseOf("tenants", (count) => Effect.andThen(withTenants, oneEach(TENANTS, count)), { from: 100 }),
+      yield* caseOf("pools", (count) => Effect.andThen(withPools, oneEach(POOLS, count)), { most: mostPools }),
+      yield* caseOf("statements", statements)
+    ]
+  })
+}
+
+/** A pooler of its own, with so many clients of each kind. */
+const opened = Effect.fnUntraced(function* (
+  stage: Stage,
+  groups: ReadonlyArray<{ readonly database: string; readonly schema: string; readonly count: number }>,
+  PoolSettings: Readonly<Record<string, unknown>> = {}
+): Effect.fn.Return<Ready, BenchFailed, Scope.Scope> {
+  // Between two rounds a connection is idle for longer, and would be tested at its next transaction.
+  const LimitSettings = { ServerCheckDelaySecs: 0 }
+  const perseus = yield* PerseusDaemon.start(stage, POOL_SIZE, { PoolSettings, LimitSettings })
+  const driver = yield* Driver.start
+  yield* driver.tell({
+    do: "open",
+    at: perseus,
+    groups: groups.map(({ database, schema, count }) => ({ login: { ...perseus.login(schema), database }, count }))
+  })
+  return { perseus, driver, what: QUERY }
+})
