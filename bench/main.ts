@@ -13,6 +13,8 @@ import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import { argv } from "node:process"
 import { PasswordHash } from "../src/tenant/PasswordHash.ts"
+import { slowdowns } from "./Comparison.ts"
+import * as Prerequisites from "./Prerequisites.ts"
 import * as Report from "./Report.ts"
 import { measure } from "./Rounds.ts"
 import { BenchFailed, type Scenario } from "./Scenario.ts"
@@ -50,7 +52,10 @@ const bench = Command.make(
       Flag.withDescription("Cases whose variant and clients match this pattern, such as 'simple.*64'"),
       Flag.optional
     ),
-    out: Flag.String("out").pipe(Flag.withDescription("Write the results to this file, as JSON"), Flag.optional)
+    out: Flag.String("out").pipe(
+      Flag.withDescription("Write the results to this file, as JSON, and a chart beside it"),
+      Flag.optional
+    )
   },
   Effect.fnUntraced(function* ({ names, rounds, seconds, repeats, only, out }) {
     const unknown = names.filter((name) => !scenarios.some((scenario) => scenario.name === name))
@@ -58,6 +63,7 @@ const bench = Command.make(
     const wanted = scenarios.filter(({ name }) => names.length === 0 || names.includes(name))
     const pattern = new RegExp(Option.getOrElse(only, () => ""))
     const tell = (line: string) => Console.log(`  ${line}`)
+    yield* Prerequisites.check
     const stage = yield* Stage.build(tell)
     const installed = yield* Pgbouncer.find
     yield* Console.log(Report.heading(stage, installed, { rounds, seconds }))
@@ -69,13 +75,20 @@ const bench = Command.make(
           const cases = yield* scenario.cases(stage, { seconds })
           for (const measured of cases) {
             if (!pattern.test(`${measured.variant} ${measured.clients}`)) continue
-            const result = Report.resultOf(scenario, yield* Effect.scoped(measure(measured, { rounds, repeats }, tell)))
+            const result = Report.resultOf(
+              scenario,
+              yield* Effect.scoped(measure(measured, { rounds, repeats }, tell)),
+              installed?.isReference === false ? "pgbouncer" : null
+            )
             results.push(result)
             yield* Console.log(Report.tableOf(result))
           }
         })
       )
     }
+    // Before they are written, for that may be where the committed ones are.
+    const committed = yield* Report.committed
+    yield* Console.log(Report.comparison(committed === null ? null : slowdowns(results, committed)))
     if (Option.isSome(out)) yield* Report.write(out.value, results)
   }, Effect.scoped)
 )
