@@ -11,7 +11,7 @@ import * as Scope from "effect/Scope"
 import { randomBytes, scryptSync } from "node:crypto"
 import * as EasyScrypt from "../../src/tenant/EasyScrypt.ts"
 import { openFilesLimit } from "../Machine.ts"
-import type { Sample } from "../Sample.ts"
+import { only, type Sample } from "../Sample.ts"
 import { OURS, type BenchFailed, type Case, type Scenario } from "../Scenario.ts"
 import * as Driver from "../stage/Driver.ts"
 import * as PerseusDaemon from "../stage/PerseusDaemon.ts"
@@ -93,7 +93,9 @@ export const growth: Scenario = {
         for (const count of counts.toReversed()) {
           const ready = yield* Effect.cached(setup(count))
           runs[count === most ? OURS : `${count}`] = Effect.flatMap(ready, ({ perseus, driver, what }) =>
-            Driver.drive(driver, perseus, what, seconds)
+            Effect.map(Driver.drive(driver, perseus, what, seconds), (sample) =>
+              only(sample, "cpuPerTx", "tps", "memoryMb")
+            )
           )
         }
         return {

@@ -7,7 +7,7 @@ import { OURS, type BenchFailed, type Scenario } from "../Scenario.ts"
 import * as Driver from "../stage/Driver.ts"
 import * as PerseusDaemon from "../stage/PerseusDaemon.ts"
 import * as Pgbouncer from "../stage/Pgbouncer.ts"
-import type { Target } from "../stage/Target.ts"
+import type { Pooler } from "../stage/Target.ts"
 
 const POOL_SIZE = 20
 const IDLE_CLIENTS = 10_000
@@ -21,22 +21,22 @@ export const idle: Scenario = {
   name: "idle",
   title: `${IDLE_CLIENTS} idle clients of one tenant, and ${BUSY_CLIENTS} busy ones among them`,
   cases: Effect.fnUntraced(function* (stage, { seconds }) {
-    const busy = (target: Target) =>
+    const busy = (target: Pooler) =>
       drive(target, [{ login: target.login("t1"), clients: BUSY_CLIENTS, script: { builtin: "select-only" } }], seconds)
     /** The busy clients among idle ones; with the target's memory before the first of these came. */
-    const amongIdle = (target: Target, residentBefore: number) =>
+    const amongIdle = (target: Pooler, residentBefore: number) =>
       Effect.gen(function* () {
         yield* heldClients(target)
         yield* Effect.sleep(SETTLE_MS)
-        const kbPerClient = (memoryOf(target.pid!).resident - residentBefore) / 1024 / IDLE_CLIENTS
+        const kbPerClient = (memoryOf(target.pid).resident - residentBefore) / 1024 / IDLE_CLIENTS
         return { ...(yield* busy(target)), kbPerClient }
       }).pipe(Effect.scoped)
     const perseus = yield* PerseusDaemon.start(stage, POOL_SIZE)
     const pgbouncer = yield* Pgbouncer.startWhereInstalled(stage, { poolSize: POOL_SIZE, entries: "one" })
-    const runAmongIdle = Effect.fnUntraced(function* (target: Target) {
+    const runAmongIdle = Effect.fnUntraced(function* (target: Pooler) {
       // What it takes to serve the busy ones is not the idle ones' to answer for.
       yield* busy(target)
-      return amongIdle(target, memoryOf(target.pid!).resident)
+      return amongIdle(target, memoryOf(target.pid).resident)
     })
     return [
       {
@@ -57,7 +57,7 @@ export const idle: Scenario = {
 }
 
 /** Logged in for as long as the scope; afterwards the pooler has closed their connections, too. */
-const heldClients = (target: Target): Effect.Effect<void, BenchFailed, Scope.Scope> =>
+const heldClients = (target: Pooler): Effect.Effect<void, BenchFailed, Scope.Scope> =>
   Effect.gen(function* () {
     // Registered before the driver is, hence waited for when that is gone.
     yield* Effect.addFinalizer(() => gone(target))
@@ -67,7 +67,7 @@ const heldClients = (target: Target): Effect.Effect<void, BenchFailed, Scope.Sco
 
 const GONE_TIMEOUT_MS = 10_000
 
-const gone = Effect.fnUntraced(function* ({ pid, port }: Target) {
+const gone = Effect.fnUntraced(function* ({ pid, port }: Pooler) {
   const until = Date.now() + GONE_TIMEOUT_MS
-  while (connectionsOf(pid!, { at: port }) > 0 && Date.now() < until) yield* Effect.sleep(100)
+  while (connectionsOf(pid, { at: port }) > 0 && Date.now() < until) yield* Effect.sleep(100)
 })

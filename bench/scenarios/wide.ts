@@ -3,14 +3,16 @@
  * however long a row is.
  */
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import { memoryOf, resetPeak } from "../Machine.ts"
+import { drive } from "../Pgbench.ts"
 import type { Sample } from "../Sample.ts"
 import { OURS, type BenchFailed, type Case, type Scenario } from "../Scenario.ts"
 import * as Driver from "../stage/Driver.ts"
 import * as PerseusDaemon from "../stage/PerseusDaemon.ts"
 import * as Pgbouncer from "../stage/Pgbouncer.ts"
 import { ROLE } from "../stage/Stage.ts"
-import type { Target } from "../stage/Target.ts"
+import type { Pooler, Target } from "../stage/Target.ts"
 import type { Order } from "../wire/Order.ts"
 
 const POOL_SIZE = 20
@@ -43,32 +45,37 @@ export const wide: Scenario = {
   title: `${BYTES / 1e9} GB through one connection`,
   cases: Effect.fnUntraced(function* (stage) {
     const driver = yield* Driver.start
-    const perseus = yield* PerseusDaemon.start(stage, POOL_SIZE)
-    const pgbouncer = yield* Pgbouncer.startWhereInstalled(stage, { poolSize: POOL_SIZE, entries: "one" })
-    yield* Effect.acquireRelease(stage.query(`CREATE UNLOGGED TABLE t1.wide (text text)`), () =>
+    yield* Effect.acquireRelease(stage.query("CREATE UNLOGGED TABLE t1.wide (text text)"), () =>
       Effect.ignore(stage.query("DROP TABLE t1.wide"))
     )
     yield* stage.query(`ALTER TABLE t1.wide OWNER TO ${ROLE}`)
-    const run = (target: Target, transfer: Transfer): Effect.Effect<Sample, BenchFailed> =>
+    const transferTo = (target: Target, transfer: Transfer): Effect.Effect<Sample, BenchFailed> =>
       Effect.gen(function* () {
         yield* stage.query("TRUNCATE t1.wide")
-        // The first transaction opens connections, and is not what is measured.
-        yield* driver.tell({ ...reads("SELECT 1")(target) })
-        if (target.pid !== null) resetPeak(target.pid)
-        const before = target.pid === null ? null : memoryOf(target.pid)
         const bytesPerSecond = yield* driver.tell(transfer(target))
-        return {
-          mbPerSec: bytesPerSecond / 1e6,
-          ...(before !== null && { growthMb: (memoryOf(target.pid!).peak - before.resident) / 2 ** 20 })
-        }
+        return { mbPerSec: bytesPerSecond / 1e6 }
       })
+    /** A process of its own each time: what the transfer before has left would hide what this one takes. */
+    const through = (pooler: Effect.Effect<Pooler, BenchFailed, Scope.Scope>, transfer: Transfer) =>
+      Effect.gen(function* () {
+        const target = yield* pooler
+        // What any work takes is not the transfer's to answer for.
+        yield* drive(target, [{ login: target.login("t1"), clients: 8, script: { builtin: "select-only" } }], 1)
+        resetPeak(target.pid)
+        const before = memoryOf(target.pid).resident
+        const sample = yield* transferTo(target, transfer)
+        return { ...sample, growthMb: (memoryOf(target.pid).peak - before) / 2 ** 20 }
+      }).pipe(Effect.scoped)
+    const perseus = PerseusDaemon.start(stage, POOL_SIZE)
+    const installed = yield* Pgbouncer.find
+    const setup = { poolSize: POOL_SIZE, entries: "one" } as const
     return Object.entries(transfers).map(([variant, transfer]): Case => ({
       variant,
       clients: 1,
       runs: {
-        [OURS]: run(perseus, transfer),
-        direct: run(stage.direct, transfer),
-        ...(pgbouncer !== null && { pgbouncer: run(pgbouncer, transfer) })
+        [OURS]: through(perseus, transfer),
+        direct: transferTo(stage.direct, transfer),
+        ...(installed !== null && { pgbouncer: through(Pgbouncer.start(stage, installed, setup), transfer) })
       },
       bars: [
         { measure: "mbPerSec", against: "direct", atLeast: 0.8 },

@@ -6,11 +6,11 @@ import { fileURLToPath } from "node:url"
 import type { BenchFailed } from "../Scenario.ts"
 import * as Child from "./Child.ts"
 import { DATABASE, PASSWORD, ROLE, USER, type Stage } from "./Stage.ts"
-import type { Target } from "./Target.ts"
+import type { Pooler } from "./Target.ts"
 
 const program = fileURLToPath(new URL("../relay.ts", import.meta.url))
 
-export const start = (stage: Stage, poolSize: number): Effect.Effect<Target, BenchFailed, Scope.Scope> =>
+export const start = (stage: Stage, poolSize: number): Effect.Effect<Pooler, BenchFailed, Scope.Scope> =>
   Effect.gen(function* () {
     const port = yield* Child.freePort
     const args = [program, port, stage.direct.port, poolSize, ROLE, DATABASE].map(String)

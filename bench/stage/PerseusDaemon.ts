@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url"
 import type { BenchFailed } from "../Scenario.ts"
 import * as Child from "./Child.ts"
 import { DATABASE, PASSWORD, USER, type Stage } from "./Stage.ts"
-import type { Target } from "./Target.ts"
+import type { Pooler } from "./Target.ts"
 
 const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url))
 
@@ -24,7 +24,7 @@ export const start = (
   poolSize: number,
   overrides: Overrides = {},
   name = "perseus"
-): Effect.Effect<Target, BenchFailed, Scope.Scope> =>
+): Effect.Effect<Pooler, BenchFailed, Scope.Scope> =>
   Effect.gen(function* () {
     const port = yield* Child.freePort
     const file = path.join(stage.directory, `${name.replaceAll(/\W/g, "-")}-${port}.json`)

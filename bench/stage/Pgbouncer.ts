@@ -12,7 +12,7 @@ import { promisify } from "node:util"
 import type { BenchFailed } from "../Scenario.ts"
 import * as Child from "./Child.ts"
 import { DATABASE, PASSWORD, ROLE, tenantNames, USER, type Stage } from "./Stage.ts"
-import type { Target } from "./Target.ts"
+import type { Pooler } from "./Target.ts"
 
 export interface Installed {
   readonly path: string
@@ -51,7 +51,7 @@ export const startWhereInstalled = (
   stage: Stage,
   setup: Setup,
   name?: string
-): Effect.Effect<Target | null, BenchFailed, Scope.Scope> =>
+): Effect.Effect<Pooler | null, BenchFailed, Scope.Scope> =>
   Effect.flatMap(find, (installed) =>
     installed === null ? Effect.succeed(null) : start(stage, installed, setup, name)
   )
@@ -61,7 +61,7 @@ export const start = (
   { path: program }: Installed,
   { poolSize, entries, tls }: Setup,
   name = "pgbouncer"
-): Effect.Effect<Target, BenchFailed, Scope.Scope> =>
+): Effect.Effect<Pooler, BenchFailed, Scope.Scope> =>
   Effect.gen(function* () {
     const port = yield* Child.freePort
     const directory = yield* Effect.promise(() => mkdtemp(path.join(stage.directory, "pgbouncer-")))

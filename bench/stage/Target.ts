@@ -11,6 +11,11 @@ export interface Target {
   readonly login: (tenant: string) => Login
 }
 
+/** One that is a process of its own. */
+export interface Pooler extends Target {
+  readonly pid: number
+}
+
 /** How a client of one tenant logs in. */
 export interface Login {
   readonly user: string
