@@ -13,11 +13,13 @@ import * as EasyScrypt from "../../src/tenant/EasyScrypt.ts"
 import { openFilesLimit } from "../Machine.ts"
 import { only, type Sample } from "../Sample.ts"
 import { OURS, type BenchFailed, type Case, type Scenario } from "../Scenario.ts"
+import * as BareRelay from "../stage/BareRelay.ts"
 import * as Driver from "../stage/Driver.ts"
 import * as PerseusDaemon from "../stage/PerseusDaemon.ts"
 import { DATABASE, PASSWORD, type Stage } from "../stage/Stage.ts"
 import * as Stub from "../stage/Stub.ts"
 import type { Target } from "../stage/Target.ts"
+import type { Group } from "../wire/Order.ts"
 
 const POOL_SIZE = 20
 const IN_FLIGHT = 8
@@ -42,12 +44,21 @@ const cheapHash = (): string => {
 
 /** What is driven, once it is there. */
 interface Ready {
-  readonly perseus: Target
+  readonly target: Target
   readonly driver: Driver.Driver
   readonly what: Parameters<typeof Driver.drive>[2]
 }
 
 type Setup = (count: number) => Effect.Effect<Ready, BenchFailed, Scope.Scope>
+
+interface Variation {
+  /** Of what there is the most. */
+  readonly most?: number
+  /** The least with which the most is compared. */
+  readonly from?: number
+  /** Baselines that are no Perseus: of what there is the most. */
+  readonly beside?: Readonly<Record<string, Setup>>
+}
 
 const QUERY = { sql: "SELECT 1", inFlight: IN_FLIGHT }
 
@@ -69,14 +80,16 @@ export const growth: Scenario = {
         yield* stage.addRows({ database: POOLS, hash, places })
       }).pipe(Effect.provideService(Scope.Scope, scope))
     )
-    const clients: Setup = (count) => opened(stage, [{ database: DATABASE, schema: "t1", count }])
+    const clients: Setup = (count) => atPerseus(stage, [{ database: DATABASE, schema: "t1", count }])
+    const relayed: Setup = (count) =>
+      Effect.flatMap(BareRelay.start(stage, POOL_SIZE), (relay) => opened(relay, [{ login: relay.login("t1"), count }]))
     const oneEach = (database: string, count: number) =>
-      opened(
+      atPerseus(
         stage,
         names(count).map((schema) => ({ database, schema, count: 1 }))
       )
     const statements: Setup = Effect.fnUntraced(function* (count) {
-      const ready = yield* opened(stage, [{ database: DATABASE, schema: "t1", count: 1 }], {
+      const ready = yield* atPerseus(stage, [{ database: DATABASE, schema: "t1", count: 1 }], {
         MaxPreparedStatements: count
       })
       yield* ready.driver.tell({ do: "prepare", statements: count })
@@ -85,19 +98,13 @@ export const growth: Scenario = {
     const caseOf = (
       variant: string,
       setup: Setup,
-      { most = COUNTS.at(-1)!, from = 10 }: { readonly most?: number; readonly from?: number } = {}
+      { most = COUNTS.at(-1)!, from = 10, beside = {} }: Variation = {}
     ): Effect.Effect<Case> =>
       Effect.gen(function* () {
-        const counts = [...COUNTS.slice(0, -1), most]
         const runs: Record<string, Effect.Effect<Sample, BenchFailed, Scope.Scope>> = {}
-        for (const count of counts.toReversed()) {
-          const ready = yield* Effect.cached(setup(count))
-          runs[count === most ? OURS : `${count}`] = Effect.flatMap(ready, ({ perseus, driver, what }) =>
-            Effect.map(Driver.drive(driver, perseus, what, seconds), (sample) =>
-              only(sample, "cpuPerTx", "tps", "memoryMb")
-            )
-          )
-        }
+        for (const count of COUNTS.slice(0, -1)) runs[count] = yield* driven(setup(count), seconds)
+        runs[OURS] = yield* driven(setup(most), seconds)
+        for (const [name, other] of Object.entries(beside)) runs[name] = yield* driven(other(most), seconds)
         return {
           variant,
           clients: most,
@@ -109,7 +116,7 @@ export const growth: Scenario = {
     // Of each pool the pooler has a client and a server.
     const mostPools = Math.min(COUNTS.at(-1)!, Math.floor((openFilesLimit() - SPARE_FILES) / 2))
     return [
-      yield* caseOf("clients", clients),
+      yield* caseOf("clients", clients, { beside: { relay: relayed } }),
       yield* caseOf("tenants", (count) => Effect.andThen(withTenants, oneEach(TENANTS, count)), { from: 100 }),
       yield* caseOf("pools", (count) => Effect.andThen(withPools, oneEach(POOLS, count)), { most: mostPools }),
       yield* caseOf("statements", statements)
@@ -117,8 +124,27 @@ export const growth: Scenario = {
   })
 }
 
-/** A pooler of its own, with so many clients of each kind. */
+/** Set up once, before it is driven for the first time. */
+const driven = (setup: ReturnType<Setup>, seconds: number) =>
+  Effect.map(Effect.cached(setup), (ready) =>
+    Effect.gen(function* () {
+      const { target, driver, what } = yield* ready
+      // PostgreSQL's part is the same whatever there is more of, and the stub's is none.
+      return only(yield* Driver.drive(driver, target, what, seconds), "cpuPerTx", "tps", "memoryMb")
+    })
+  )
+
 const opened = Effect.fnUntraced(function* (
+  target: Target,
+  groups: ReadonlyArray<Group>
+): Effect.fn.Return<Ready, BenchFailed, Scope.Scope> {
+  const driver = yield* Driver.start
+  yield* driver.tell({ do: "open", at: target, groups })
+  return { target, driver, what: QUERY }
+})
+
+/** A Perseus of its own, with so many clients of each tenant. */
+const atPerseus = Effect.fnUntraced(function* (
   stage: Stage,
   groups: ReadonlyArray<{ readonly database: string; readonly schema: string; readonly count: number }>,
   PoolSettings: Readonly<Record<string, unknown>> = {}
@@ -126,11 +152,8 @@ const opened = Effect.fnUntraced(function* (
   // Between two rounds a connection is idle for longer, and would be tested at its next transaction.
   const LimitSettings = { ServerCheckDelaySecs: 0 }
   const perseus = yield* PerseusDaemon.start(stage, POOL_SIZE, { PoolSettings, LimitSettings })
-  const driver = yield* Driver.start
-  yield* driver.tell({
-    do: "open",
-    at: perseus,
-    groups: groups.map(({ database, schema, count }) => ({ login: { ...perseus.login(schema), database }, count }))
-  })
-  return { perseus, driver, what: QUERY }
+  return yield* opened(
+    perseus,
+    groups.map(({ database, schema, count }) => ({ login: { ...perseus.login(schema), database }, count }))
+  )
 })
