@@ -9,11 +9,11 @@ import { measures, type Measure } from "./Sample.ts"
 
 export type Charted = Pick<Result, "scenario" | "variant" | "clients" | "of" | "ours" | "baselines" | "ratio" | "bars">
 
-const WIDTH = 960
+const WIDTH = 1080
 const MARGIN = 20
-const LABEL_WIDTH = 470
+const LABEL_WIDTH = 580
 const ROW = 18
-/** A beam that would be longer ends here, with its figure. */
+/** A beam that would be longer ends here, and a limit beyond is not drawn. */
 const LONGEST_RATIO = 2.5
 const BEAM_WIDTH = WIDTH - LABEL_WIDTH - 2 * MARGIN - 50
 
@@ -102,8 +102,8 @@ const drawBeam = ({ label, ratio, limit, colour }: Beam, top: number): string =>
   [
     text(MARGIN, top + ROW - 5, label),
     `<rect x="${at(0)}" y="${top + 3}" width="${round(at(ratio) - at(0))}" height="${ROW - 6}" fill="${colour}"/>`,
-    text(at(ratio) + 6, top + ROW - 5, ratio.toFixed(2)),
-    ...(limit === null
+    text(WIDTH - MARGIN, top + ROW - 5, ratio.toFixed(2), 'text-anchor="end"'),
+    ...(limit === null || limit > LONGEST_RATIO
       ? []
       : [line(at(limit), top + 1, at(limit), top + ROW - 1, `stroke="${colours.text}" stroke-width="2"`)])
   ].join("\n")

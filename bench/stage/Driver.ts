@@ -12,6 +12,8 @@ import type { Answer, Order } from "../wire/Order.ts"
 import type { Target } from "./Target.ts"
 
 const program = fileURLToPath(new URL("../driver.ts", import.meta.url))
+/** No order takes so long, unless something hangs. */
+const LONGEST = "3 minutes"
 const WARM_UP_MS = 1000
 
 /** One order at a time. */
@@ -48,7 +50,13 @@ export const start: Effect.Effect<Driver, never, Scope.Scope> = Effect.map(
           return answer.value
         },
         catch: (cause) => new BenchFailed({ message: cause instanceof Error ? cause.message : String(cause) })
-      })
+      }).pipe(
+        Effect.timeoutOrElse({
+          duration: LONGEST,
+          orElse: () =>
+            Effect.fail(new BenchFailed({ message: `the driver had no answer to "${order.do}" within ${LONGEST}` }))
+        })
+      )
   })
 )
 

@@ -5,6 +5,7 @@
  * to the ReadyForQuery behind them. What is asked is asked one at a time. Rows are skipped, never decoded and never copied: all
  * connections of the process read through one buffer. No TLS.
  */
+import { once } from "node:events"
 import { connect, type Socket } from "node:net"
 import { decodeAuthentication, decodeError } from "../../src/protocol/Backend.ts"
 import { frame } from "../../src/protocol/Encoder.ts"
@@ -88,7 +89,7 @@ export class Wire {
     const ready = this.run(query(sql))
     await Promise.race([ready, new Promise<void>((resolve) => (this.#onCopyIn = resolve))])
     for (let count = 0; count < times && this.#done !== null; count++) {
-      if (!this.#socket.write(frames)) await new Promise((resolve) => this.#socket.once("drain", resolve))
+      if (!this.#socket.write(frames)) await Promise.race([ready, once(this.#socket, "drain")])
     }
     this.#socket.write(frame(Frontend.copyDone))
     await ready
