@@ -9,6 +9,7 @@ import { once } from "node:events"
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import * as path from "node:path"
+import { env } from "node:process"
 import { latenciesOf, look, perTransaction, serverConnections } from "./Look.ts"
 import type { Sample } from "./Sample.ts"
 import { BenchFailed } from "./Scenario.ts"
@@ -71,6 +72,7 @@ export const driveDuring = <A>(
     })
   )
 
+/** `longest`: in seconds, what pgbench is told; more than the warm-up and `during` take. */
 const measured = Effect.fnUntraced(function* (
   target: Target,
   loads: ReadonlyArray<Load>,
@@ -100,6 +102,8 @@ const measured = Effect.fnUntraced(function* (
   if (then === "then wait") yield* attempt(() => Promise.all(processes.map(({ done }) => done)))
   else {
     yield* Effect.sleep(TAIL_SECONDS * 1000)
+    // One that has ended by itself has failed, and says why.
+    for (const { child, done } of processes) if (child.exitCode !== null) yield* attempt(() => done)
     for (const { child } of processes) child.kill("SIGTERM")
   }
   const windows = yield* attempt(() =>
@@ -149,7 +153,7 @@ const start = async (directory: string, target: Target, load: Load, index: numbe
     ],
     {
       env: {
-        PATH: "/usr/local/bin:/usr/bin:/bin",
+        PATH: env["PATH"],
         PGPASSWORD: login.password,
         PGSSLMODE: login.tls === true ? "require" : "disable",
         PGCONNECT_TIMEOUT: "30",
