@@ -70,7 +70,8 @@ const execute = (statement: number): Buffer =>
 const prepare = async (statements: number): Promise<number> => {
   for (let index = 0; index < statements; index++) {
     const text = Buffer.concat([cString(`SELECT ${index}`), int16(0)])
-    await kept[0]!.run(Buffer.concat([parse(`s${index}`, text), execute(index)]))
+    const frames = Buffer.concat([parse(`s${index}`, text), execute(index)])
+    await Promise.all(kept.map((wire) => wire.run(frames)))
   }
   return statements
 }

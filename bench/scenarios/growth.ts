@@ -56,8 +56,8 @@ interface Variation {
   readonly most?: number
   /** The least with which the most is compared. */
   readonly from?: number
-  /** Baselines that are no Perseus: of what there is the most. */
-  readonly beside?: Readonly<Record<string, Setup>>
+  /** Baselines that are no Perseus. */
+  readonly beside?: Readonly<Record<string, ReturnType<Setup>>>
 }
 
 const QUERY = { sql: "SELECT 1", inFlight: IN_FLIGHT }
@@ -88,12 +88,15 @@ export const growth: Scenario = {
         stage,
         names(count).map((schema) => ({ database, schema, count: 1 }))
       )
+    // On one connection: PostgreSQL itself pays for each statement on each connection, and that is not what is looked at.
     const statements: Setup = Effect.fnUntraced(function* (count) {
-      const ready = yield* atPerseus(stage, [{ database: DATABASE, schema: "t1", count: 1 }], {
+      const ready = yield* atPerseus(stage, [{ database: DATABASE, schema: "t1", count: IN_FLIGHT }], {
+        MaxOpen: 1,
+        MaxIdle: 1,
         MaxPreparedStatements: count
       })
       yield* ready.driver.tell({ do: "prepare", statements: count })
-      return { ...ready, what: { statements: count, inFlight: 1 } }
+      return { ...ready, what: { statements: count, inFlight: IN_FLIGHT } }
     })
     const caseOf = (
       variant: string,
@@ -104,7 +107,7 @@ export const growth: Scenario = {
         const runs: Record<string, Effect.Effect<Sample, BenchFailed, Scope.Scope>> = {}
         for (const count of COUNTS.slice(0, -1)) runs[count] = yield* driven(setup(count), seconds)
         runs[OURS] = yield* driven(setup(most), seconds)
-        for (const [name, other] of Object.entries(beside)) runs[name] = yield* driven(other(most), seconds)
+        for (const [name, other] of Object.entries(beside)) runs[name] = yield* driven(other, seconds)
         return {
           variant,
           clients: most,
@@ -116,7 +119,9 @@ export const growth: Scenario = {
     // Of each pool the pooler has a client and a server.
     const mostPools = Math.min(COUNTS.at(-1)!, Math.floor((openFilesLimit() - SPARE_FILES) / 2))
     return [
-      yield* caseOf("clients", clients, { beside: { relay: relayed } }),
+      yield* caseOf("clients", clients, {
+        beside: { relay: relayed(COUNTS.at(-1)!), "relay with 10": relayed(10) }
+      }),
       yield* caseOf("tenants", (count) => Effect.andThen(withTenants, oneEach(TENANTS, count)), { from: 100 }),
       yield* caseOf("pools", (count) => Effect.andThen(withPools, oneEach(POOLS, count)), { most: mostPools }),
       yield* caseOf("statements", statements)

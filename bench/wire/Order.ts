@@ -17,7 +17,7 @@ export type Order =
   | { readonly do: "close" }
   /** All clients at once, each to log in, to ask one thing and to leave. Answers the seconds until the last has its answer. */
   | { readonly do: "storm"; readonly at: Address; readonly groups: ReadonlyArray<Group>; readonly sql: string }
-  /** The first client that is kept prepares so many statements, and runs each once. Answers how many. */
+  /** Each client that is kept prepares so many statements, the same as all others, and runs each once. Answers how many. */
   | { readonly do: "prepare"; readonly statements: number }
   /**
    * Clients that are kept, chosen at random, ask for one thing each, so many at a time, until `stop`. One statement, or any of
