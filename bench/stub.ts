@@ -1,6 +1,7 @@
 /**
- * A PostgreSQL in appearance, where there have to be more connections than a real one can hold: lets everybody in, and answers
- * every query with one row. It keeps nothing and knows no SQL; what it costs is not looked at.
+ * A PostgreSQL in appearance, where there have to be more connections or statements than a real one can hold: lets everybody in,
+ * and answers every query and every statement that has a name with one row, and the others, which are those of poolers' switches,
+ * as a SET. It keeps nothing and knows no SQL; what it costs is not looked at.
  *
  *   node bench/stub.ts <listen port>
  */
@@ -9,6 +10,7 @@ import { argv } from "node:process"
 import {
   authenticationOk,
   backendKeyData,
+  closeComplete,
   commandComplete,
   parameterStatus,
   parseComplete,
@@ -35,34 +37,34 @@ const greeting = Buffer.concat([
   readyForQueryIdle
 ])
 
-const oneRow = Buffer.concat([
-  frame(
-    Backend.rowDescription,
-    int16(1),
-    cString("?column?"),
-    int32(0),
-    int16(0),
-    int32(23),
-    int16(4),
-    int32(-1),
-    int16(0)
-  ),
-  frame(Backend.dataRow, int16(1), int32(1), Buffer.from("1")),
-  commandComplete("SELECT 1"),
-  readyForQueryIdle
-])
+const row = Buffer.concat([frame(Backend.dataRow, int16(1), int32(1), Buffer.from("1")), commandComplete("SELECT 1")])
+
+const described = frame(
+  Backend.rowDescription,
+  int16(1),
+  cString("?column?"),
+  int32(0),
+  int16(0),
+  int32(23),
+  int16(4),
+  int32(-1),
+  int16(0)
+)
 
 const answers: Readonly<Record<number, Buffer>> = {
-  [Frontend.query]: oneRow,
+  [Frontend.query]: Buffer.concat([described, row, readyForQueryIdle]),
   [Frontend.parse]: parseComplete,
-  [Frontend.bind]: frame(Backend.bindComplete),
-  [Frontend.execute]: commandComplete("SET"),
+  [Frontend.close]: closeComplete,
   [Frontend.describe]: frame(Backend.noData),
   [Frontend.sync]: readyForQueryIdle
 }
 
+const bound = frame(Backend.bindComplete)
+const done = commandComplete("SET")
+
 createServer({ noDelay: true }, (socket) => {
   let collector: FrameCollector | null = null
+  let isNamed = false
   socket.on("data", (chunk: Buffer) => {
     if (collector === null) {
       // An SSLRequest: no. A StartupMessage: come in. Each comes alone.
@@ -70,7 +72,13 @@ createServer({ noDelay: true }, (socket) => {
       collector = new FrameCollector(FRAME_LIMIT)
       return void socket.write(greeting)
     }
-    const replies = (collector.push(chunk) ?? []).flatMap(({ type }) => answers[type] ?? [])
+    const replies = (collector.push(chunk) ?? []).flatMap(({ type, body }) => {
+      if (type === Frontend.execute) return isNamed ? row : done
+      if (type !== Frontend.bind) return answers[type] ?? []
+      // The portal has no name; the statement's follows.
+      isNamed = body[1] !== 0
+      return bound
+    })
     if (replies.length > 0) socket.write(Buffer.concat(replies))
   })
   socket.on("end", () => socket.end())

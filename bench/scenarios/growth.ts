@@ -32,6 +32,7 @@ const SPARE_FILES = 300
 
 const TENANTS = "growth-tenants"
 const POOLS = "growth-pools"
+const STATEMENTS = "growth-statements"
 
 const names = (count: number) => Array.from({ length: count }, (_, index) => `g${index + 1}`)
 
@@ -73,12 +74,17 @@ export const growth: Scenario = {
     )
     // Lives as long as the scenario: rows name its port.
     const scope = yield* Effect.scope
+    const stub = yield* Effect.cached(Effect.provideService(Stub.start, Scope.Scope, scope))
     const withPools = yield* Effect.cached(
-      Effect.gen(function* () {
-        const port = yield* Stub.start
+      Effect.flatMap(stub, (port) => {
         const places = names(COUNTS.at(-1)!).map((schema) => ({ schema, host: `127.0.0.1:${port}`, database: schema }))
-        yield* stage.addRows({ database: POOLS, hash, places })
-      }).pipe(Effect.provideService(Scope.Scope, scope))
+        return stage.addRows({ database: POOLS, hash, places })
+      })
+    )
+    const withStatements = yield* Effect.cached(
+      Effect.flatMap(stub, (port) =>
+        stage.addRows({ database: STATEMENTS, hash, places: [{ schema: "t1", host: `127.0.0.1:${port}` }] })
+      )
     )
     const clients: Setup = (count) => atPerseus(stage, [{ database: DATABASE, schema: "t1", count }])
     const relayed: Setup = (count) =>
@@ -88,13 +94,10 @@ export const growth: Scenario = {
         stage,
         names(count).map((schema) => ({ database, schema, count: 1 }))
       )
-    // On one connection: PostgreSQL itself pays for each statement on each connection, and that is not what is looked at.
     const statements: Setup = Effect.fnUntraced(function* (count) {
-      const ready = yield* atPerseus(stage, [{ database: DATABASE, schema: "t1", count: IN_FLIGHT }], {
-        MaxOpen: 1,
-        MaxIdle: 1,
-        MaxPreparedStatements: count
-      })
+      yield* withStatements
+      const groups = [{ database: STATEMENTS, schema: "t1", count: IN_FLIGHT }]
+      const ready = yield* atPerseus(stage, groups, { MaxPreparedStatements: count })
       yield* ready.driver.tell({ do: "prepare", statements: count })
       return { ...ready, what: { statements: count, inFlight: IN_FLIGHT } }
     })
