@@ -627,6 +627,24 @@ describe("a COPY that the server ends before its data has come to its end", () =
     })
   )
 
+  it.live("by a Query in its midst is over, with its client and its connection, and nobody else is", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const client = yield* perseus.login("red")
+      const other = yield* perseus.login("red")
+      yield* client.query("CREATE TABLE t (id int)")
+      const [backend] = rowsOf(yield* client.query("SELECT pg_backend_pid()"))
+      client.send(query("COPY t FROM STDIN"))
+      yield* client.take(({ type }) => type === "G")
+      client.send(copyData("1\n"), query("SELECT 1"))
+      assert.include(sqlStatesOf(yield* client.closed()), "08P01")
+      const [next] = rowsOf(yield* other.query("SELECT pg_backend_pid()"))
+      assert.notStrictEqual(next, backend)
+      assert.deepStrictEqual(rowsOf(yield* other.query("SELECT count(*) FROM t")), ["0"])
+      yield* whole(perseus)
+    })
+  )
+
   it.live("leaves its transaction failed until that is rolled back", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })

@@ -31,6 +31,9 @@ type Step = readonly [bytes: ReadonlyArray<Buffer>, until?: number | string]
 /** PostgreSQL's int4pl(integer, integer). */
 const INT4PL = 177
 
+/** By extended messages, with a Sync before there is any data. */
+const copyEarly = (sql: string): ReadonlyArray<Buffer> => [parse("", sql), bind("", ""), execute(), sync]
+
 const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]> = [
   ["a query", [[[query("SELECT 1 AS one, NULL AS nothing, 'text' AS t")]]]],
   ["an empty query", [[[query("")]], [[query(" ; ; ")]]]],
@@ -254,6 +257,58 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
     ]
   ],
   [
+    "copy in with an early Sync, that fails at its start: both Syncs are answered",
+    [
+      [[...copyEarly("COPY nowhere FROM STDIN"), copyData("5\n"), copyDone, sync], 2],
+      [[...copyEarly("COPY nowhere FROM STDIN")]],
+      [[copyData("5\n"), copyDone, sync]],
+      [[query("SELECT 1")]]
+    ]
+  ],
+  [
+    "copy in with an early Sync, all in one write",
+    [[[...copyEarly("COPY t FROM STDIN"), copyData("5\n"), copyDone, sync]], [[query("DELETE FROM t RETURNING id")]]]
+  ],
+  [
+    "copy in with an early Sync, that the server fails midway: one Sync is answered",
+    [
+      [[...copyEarly("COPY t FROM STDIN"), copyData("5\n"), copyData("x\n"), copyData("6\n"), copyDone, sync]],
+      [[...copyEarly("COPY t FROM STDIN")], "G"],
+      [[copyData("5\nx\n")], "E"],
+      [[copyData("6\n"), copyDone, sync]],
+      [[query("SELECT * FROM t")]]
+    ]
+  ],
+  [
+    "copy in with an early Sync, that the client fails: one Sync is answered",
+    [
+      [[...copyEarly("COPY t FROM STDIN"), copyData("5\n"), copyFail("no"), sync]],
+      [[...copyEarly("COPY t FROM STDIN")], "G"],
+      [[copyData("5\n"), copyFail("no"), sync]],
+      [[query("SELECT * FROM t")]]
+    ]
+  ],
+  [
+    "copy in with an early Sync, that fails, and queries behind it in the same write",
+    [
+      [
+        [
+          ...copyEarly("COPY t FROM STDIN"),
+          copyData("x\n"),
+          copyDone,
+          sync,
+          query("SELECT 1"),
+          ...copyEarly("COPY nowhere FROM STDIN"),
+          copyData("5\n"),
+          copyDone,
+          sync,
+          query("SELECT 2")
+        ],
+        5
+      ]
+    ]
+  ],
+  [
     "copy in and out by named statements, again and again",
     [
       [[parse("in", "COPY t FROM STDIN"), parse("out", "COPY t TO STDOUT"), sync]],
@@ -317,9 +372,37 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
   ["a malformed Query", [[[message("Q", Buffer.from("SELECT 1"))]], [[query("SELECT 1")]]]],
   ["a malformed Describe", [[[message("D", Buffer.from("X"), text("")), sync]], [[query("SELECT 1")]]]],
   ["a malformed Close", [[[message("C", Buffer.from("X"), text("")), sync]], [[query("SELECT 1")]]]],
+  [
+    "an error and a notice of 3 MB",
+    [
+      [[query("DO $$ BEGIN RAISE NOTICE '%', repeat('n', 3 << 20); END $$")]],
+      [[query("DO $$ BEGIN RAISE '%', repeat('e', 3 << 20) USING DETAIL = repeat('d', 3 << 20); END $$")]],
+      [[query("SELECT 1")]]
+    ]
+  ],
+  [
+    "an error and a notice of 3 MB, by extended messages, and a batch behind them",
+    [
+      [
+        [
+          parse("", "DO $$ BEGIN RAISE NOTICE '%', repeat('n', 3 << 20); RAISE '%', repeat('e', 3 << 20); END $$"),
+          bind("", ""),
+          execute(),
+          sync,
+          parse("", "SELECT 1"),
+          bind("", ""),
+          execute(),
+          sync
+        ],
+        2
+      ]
+    ]
+  ],
   ["a row of 1 MB", [[[query("SELECT repeat('x', 1048576)")]]]],
   ["a Bind of 1 MB", [[[parse("", "SELECT length($1::text)"), bind("", "", "y".repeat(1 << 20)), execute(), sync]]]]
 ]
+
+const isLong = (value: unknown): value is string => typeof value === "string" && value.length > 1000
 
 /** Types and bodies, with what no two servers' sessions have in common left out. */
 const shape = (answers: ReadonlyArray<Message>): ReadonlyArray<string> =>
@@ -327,7 +410,8 @@ const shape = (answers: ReadonlyArray<Message>): ReadonlyArray<string> =>
     if (answer.type === "E" || answer.type === "N") {
       const { S, V, C, M, P, p, q, D, H } = fieldsOf(answer)
       // The statements of a client have other names on the server.
-      return `${answer.type} ${JSON.stringify({ S, V, C, M: M?.replace(/(?<=prepared statement ")[^"]+/, "*"), P, p, q, D, H })}`
+      const fields = { S, V, C, M: M?.replace(/(?<=prepared statement ")[^"]+/, "*"), P, p, q, D, H }
+      return `${answer.type} ${JSON.stringify(fields, (_, value) => (isLong(value) ? `${value.length} characters` : value))}`
     }
     // Table oids differ from schema to schema.
     const body = answer.type === "T" ? withoutOids(answer.body) : answer.body.toString("latin1")
