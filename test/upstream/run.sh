@@ -1,10 +1,11 @@
 #!/bin/bash
 # One upstream suite against one target, on a PostgreSQL 15 of its own; as root, for the server runs as postgres.
 #
-#   test/upstream/run.sh regress|pipeline|psycopg2|psycopg|asyncpg direct|pgbouncer|perseus [session|transaction]
+#   test/upstream/run.sh regress|pipeline|psycopg2|psycopg|asyncpg|pg direct|pgbouncer|perseus [session|transaction]
 #
 # WORK (default /tmp/perseus-upstream) holds the sources, as README.md says, and gets the results: out/<suite>-<target>-<mode>.
-# PORT (default 6500) and the one after it must be free.
+# PORT (default 6500) and the one after it must be free. PGBOUNCER and SERVER, where they are not
+# Debian's installed ones, are the pgbouncer and the directory of the server's programs.
 set -euo pipefail
 
 suite=$1 target=$2 mode=${3:-session}
@@ -13,7 +14,7 @@ work=${WORK:-/tmp/perseus-upstream}
 server_port=${PORT:-6500}
 out=$work/out/$suite-$target-$mode
 source=$work/postgresql-15.18
-server=/usr/lib/postgresql/15
+server=${SERVER:-/usr/lib/postgresql/15}
 headers=$work/server-dev
 user=postgres
 database=suite
@@ -31,11 +32,11 @@ as_postgres() { su postgres -c "$*"; }
 sql() { env -u PGOPTIONS psql -qX -h 127.0.0.1 -p "$server_port" -U $user "$@"; }
 
 build() {
-  local include=$headers/usr/include/postgresql/15/server libraries=$headers$server/lib
+  local include=$headers/usr/include/postgresql/15/server libraries=$headers/usr/lib/postgresql/15/lib
   mkdir -p "$work/lib"
   gcc -O2 -fPIC -shared -fno-strict-aliasing -I"$include" -I/usr/include/postgresql -I"$source/src/test/regress" \
     -o "$work/lib/regress.so" "$source/src/test/regress/regress.c"
-  cp $server/lib/{autoinc,refint}.so "$work/lib"
+  cp "$server"/lib/{autoinc,refint}.so "$work/lib"
   gcc -O1 -I/usr/include/postgresql -I/usr/include/postgresql/internal -I"$include" -o "$work/lib/libpq_pipeline" \
     "$source/src/test/modules/libpq_pipeline/libpq_pipeline.c" \
     -Wl,--start-group "$libraries/libpgcommon.a" "$libraries/libpgport.a" -Wl,--end-group -lpq
@@ -78,10 +79,10 @@ auth_type = any
 pool_mode = $mode
 default_pool_size = 50
 max_client_conn = 200
-ignore_startup_parameters = extra_float_digits,options,search_path,client_min_messages,default_transaction_isolation
+ignore_startup_parameters = extra_float_digits,options,search_path,client_min_messages,default_transaction_isolation,statement_timeout,lock_timeout,idle_in_transaction_session_timeout
 pidfile = $out/pgbouncer.pid
 EOF
-  /usr/sbin/pgbouncer -q -u postgres "$out/pgbouncer.ini" > "$out/pgbouncer.log" 2>&1 &
+  "${PGBOUNCER:-/usr/sbin/pgbouncer}" -q -u postgres "$out/pgbouncer.ini" > "$out/pgbouncer.log" 2>&1 &
   pooler=$!
 }
 
@@ -100,7 +101,7 @@ stop() {
 
 run_regress() {
   mkdir -m 777 "$out/results"
-  timeout $limit $server/lib/pgxs/src/test/regress/pg_regress --bindir=$server/bin --dlpath="$work/lib" \
+  timeout $limit "$server/lib/pgxs/src/test/regress/pg_regress" --bindir="$server/bin" --dlpath="$work/lib" \
     --inputdir="$source/src/test/regress" --outputdir="$out" --schedule="$source/src/test/regress/parallel_schedule" \
     --max-connections=4 --use-existing --host=127.0.0.1 --port="$port" --user=$user --dbname=$database
 }
@@ -135,6 +136,16 @@ run_asyncpg() {
     /usr/bin/python3 -m pytest -o cache_dir="$out/cache" -p no:asyncio -q -rfE --tb=short tests
 }
 
+# A process for each file, as its Makefile has it: the first failure in a file ends it.
+run_pg() {
+  local file
+  cd "$work/node-postgres/packages/pg"
+  for file in $(find test/integration -name '*-tests.js' | sort); do
+    PATH=$perseus/node_modules/.bin:$PATH PGHOST=127.0.0.1 PGPORT=$port PGUSER=$user PGDATABASE=$database \
+      timeout 60 node "$file" && echo "passed: $file" || echo "failed: $file"
+  done
+}
+
 umask 022
 rm -rf "$out"
 mkdir -p "$out"
@@ -151,3 +162,7 @@ fi
 # Failed tests are what it is run for, not a failure of the run.
 (umask 000 && "run_$suite") > "$out/log" 2>&1 || true
 tail -n 8 "$out/log"
+# Of the suites that do not count themselves.
+if [ "$suite" = pipeline ] || [ "$suite" = pg ]; then
+  echo "$(grep -c '^passed: ' "$out/log") passed, $(grep -c '^failed: ' "$out/log") failed"
+fi
