@@ -3,7 +3,8 @@
  *
  * A side's mode and credentials change together or not at all: what cannot be used changes nothing, and the log says why. So the
  * last good pair stays while a new one is half written, and a mode never stands without what it needs. Files are read again with
- * each reload, and every CHECK_PERIOD for those who write them and tell nobody. Connections that exist keep what they have.
+ * each reload, and every CHECK_PERIOD for those who write them and tell nobody. Clients that are connected keep what they have;
+ * a pool sees that what is given for its servers is another, and makes its connections anew.
  *
  * At start everything must be usable.
  */

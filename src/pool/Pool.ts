@@ -70,6 +70,8 @@ export class Pool {
   #settings: PoolSettings
   #limits: LimitSettings
   #server: ServerSettings
+  /** What those connections have that are not retired. */
+  #tlsInForce: TlsToServers
   readonly #connections = new Set<Connection>()
   readonly #tenants = new Tenants((group) => this.#starved.delete(group))
   #pinnedCount = 0
@@ -107,6 +109,7 @@ export class Pool {
     this.#server = limits.server
     this.#network = network
     this.#tls = tls
+    this.#tlsInForce = tls()
     this.#clock = clock
     this.#fork = fork
   }
@@ -870,6 +873,7 @@ export class Pool {
   sweep(): void {
     const now = this.#now()
     this.#sweptAt = now
+    this.#followTls()
     for (const connection of this.#connections) {
       if (connection.deadline <= now) {
         if (connection.state === "closing") this.#closeByForce(connection)
@@ -920,7 +924,15 @@ export class Pool {
     for (const group of this.#tenants.groups) if (group.queue.length > 0) this.#serve(group)
   }
 
-  /** Connections that several tenants have had serve none of them under the new rule. */
+  /** It is another only where settings or certificates are: nobody is to go on in clear where that is refused by now. */
+  #followTls(): void {
+    const tls = this.#tls()
+    if (tls === this.#tlsInForce) return
+    this.#tlsInForce = tls
+    this.#retireAll()
+  }
+
+  /** Connections that were made under another rule, or that several tenants have had, serve none of them under the new one. */
   #retireAll(): void {
     for (const group of this.#tenants.groups) this.retire(group)
   }

@@ -21,6 +21,8 @@ import {
   fieldsOf,
   password,
   query,
+  type RawClient,
+  rowsOf,
   sqlStatesOf,
   sslRequest,
   startup,
@@ -540,27 +542,26 @@ layer(TlsServer.layer([LOOPBACK]), { excludeTestServices: true })("to a server w
     })
   )
 
-  it.effect("a reload of the mode holds for new connections, and leaves those that are there", () =>
+  it.effect("a reload of what is trusted lets transactions finish on connections of before, and nothing else", () =>
     Effect.gen(function* () {
       const { other, root, server } = yield* TlsServer
       const perseus = yield* servedWith(server, { ServerMode: "verify-full", ServerCAFile: root })
-      const client = yield* perseus.login("red")
-      yield* client.query("BEGIN")
+      const [first, second] = [yield* perseus.login("red"), yield* perseus.login("red")]
+      const pid = (client: RawClient) =>
+        Effect.map(client.query("SELECT pg_backend_pid()"), (answers) => rowsOf(answers)[0])
+      for (const client of [first, second]) yield* client.query("BEGIN")
+      const before = yield* pid(first)
+      yield* second.query("COMMIT")
       yield* perseus.reload({ TLSSettings: { ServerMode: "verify-full", ServerCAFile: other } })
-      yield* eventually(
-        Effect.sync(() => perseus.log),
-        (log) => log.some((line) => line.includes("TLS to servers"))
-      )
-      assert.strictEqual(typesOf(yield* client.query("COMMIT")), "CZ")
-      yield* client.query("BEGIN")
-      const second = yield* perseus.login("red")
-      second.send(query("SELECT 1"))
-      yield* eventually(
-        Effect.sync(() => lastFailure(perseus)),
-        (line) => line?.includes("handshake") === true
-      )
-      assert.strictEqual(typesOf(yield* client.query("COMMIT")), "CZ")
-      assert.strictEqual(typesOf(yield* second.ready()).at(-1), "Z")
+      yield* eventually(Effect.sync(perseus.pool), ({ open, inUse }) => open === 1 && inUse === 1)
+      assert.strictEqual(yield* pid(first), before)
+      assert.strictEqual(typesOf(yield* first.query("COMMIT")), "CZ")
+      yield* eventually(Effect.sync(perseus.pool), ({ open }) => open === 0)
+      assert.deepStrictEqual(sqlStatesOf(yield* second.query("SELECT 1")), ["08001"])
+      assert.match(lastFailure(perseus) ?? "", /handshake/)
+      yield* perseus.reload({ TLSSettings: { ServerMode: "require" } })
+      yield* eventually(second.query("SELECT 1"), (answers) => rowsOf(answers)[0] === "1")
+      assert.notStrictEqual(yield* pid(first), before)
     })
   )
 })

@@ -47,6 +47,7 @@ export interface Settings {
   readonly PoolSettings?: Readonly<Record<string, unknown>> | undefined
   readonly LimitSettings?: Readonly<Record<string, unknown>> | undefined
   readonly LoginSettings?: Readonly<Record<string, unknown>> | undefined
+  readonly TLSSettings?: Readonly<Record<string, unknown>> | undefined
   readonly OverrideSettings?: Readonly<Record<string, Readonly<Record<string, unknown>>>> | undefined
 }
 
@@ -61,7 +62,13 @@ export interface Options {
   readonly deferCancel?: MemoryPostgres.Options["deferCancel"]
 }
 
-const config = ({ PoolSettings, LimitSettings, LoginSettings = {}, OverrideSettings = {} }: Settings) =>
+const config = ({
+  PoolSettings,
+  LimitSettings,
+  LoginSettings = {},
+  TLSSettings = {},
+  OverrideSettings = {}
+}: Settings) =>
   decode({
     ListenAddress: "127.0.0.1:5433",
     AuthDBSettings: { AuthDBDSN: "postgres://unused@unused/unused", AuthQueryTimeoutSecs: 2 },
@@ -76,6 +83,7 @@ const config = ({ PoolSettings, LimitSettings, LoginSettings = {}, OverrideSetti
     },
     LimitSettings: { AcquireTimeoutSecs: 10, ServerCheckDelaySecs: 0, ...LimitSettings },
     LoginSettings,
+    TLSSettings,
     OverrideSettings
   })
 

@@ -4,6 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { SWEEP_PERIOD_MS } from "../../src/pool/Pools.ts"
 import { answered, type Client, HOST, make, type MemoryPerseus, OTHER_HOST } from "../support/memoryPerseus.ts"
 
 const hold = Effect.fnUntraced(function* (perseus: MemoryPerseus, clients: ReadonlyArray<Client>) {
@@ -75,6 +76,37 @@ describe("MaxOpen", () => {
       assert.strictEqual(perseus.pool().inUse, 12)
       yield* release(perseus, clients)
       perseus.whole(1)
+    })
+  )
+})
+
+describe("TLS to servers", () => {
+  it.effect("changed closes what is idle, and what is leased as it comes back; those who come then are served", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: { TLSSettings: { ServerMode: "disable" } } })
+      const clients = yield* four(perseus)
+      yield* release(perseus, clients.slice(0, 2))
+      yield* perseus.reload({ TLSSettings: { ServerMode: "prefer" } })
+      yield* perseus.pass(SWEEP_PERIOD_MS)
+      const { open, inUse, idle } = perseus.pool()
+      assert.deepStrictEqual({ open, inUse, idle }, { open: 2, inUse: 2, idle: 0 })
+      for (const client of clients) client.heard()
+      yield* release(perseus, clients.slice(2))
+      for (const client of clients.slice(2)) assert.deepStrictEqual(client.heard(), ["done COMMIT", "ready I"])
+      perseus.whole(0)
+      assert.strictEqual(yield* whoami(perseus, clients[0]!), "row red,app")
+      perseus.whole(1)
+    })
+  )
+
+  it.effect("that stays as it is closes nothing, whatever else is reloaded", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: { TLSSettings: { ServerMode: "disable" } } })
+      yield* release(perseus, yield* four(perseus))
+      yield* perseus.reload({ TLSSettings: { ServerMode: "disable" }, LimitSettings: { QueryTimeoutSecs: 7 } })
+      yield* perseus.pass(10 * SWEEP_PERIOD_MS)
+      perseus.whole(4)
+      assert.strictEqual(perseus.pool().statistics.opened, 4)
     })
   )
 })
