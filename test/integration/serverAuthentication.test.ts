@@ -47,6 +47,17 @@ describe("a server that asks for the password", () => {
       })
   )
 
+  it.live("and does not have the database says so in the log, and to no client", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      yield* perseus.updateRow("red", "dest_db", "no_such_shop")
+      const answers = yield* perseus.refusal(perseus.tenant("red").startup)
+      assert.deepStrictEqual(sqlStatesOf(answers), ["08001"])
+      assert.notInclude(Object.values(fieldsOf(answers.at(-1)!)).join(" "), "no_such_shop")
+      assert.include(perseus.log.join("\n"), '3D000 database "no_such_shop" does not exist')
+    })
+  )
+
   it.live("of a role that may not log in refuses each try, and the log says why", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"] })
