@@ -20,6 +20,9 @@ import { Answer, entries, Expected, type Entry, type Expectations } from "./Expe
 export const MAX_STATEMENTS_PER_CLIENT = 10_000
 export const MAX_STATEMENT_BYTES_PER_CLIENT = 16 * 1024 * 1024
 
+/** Beyond what a connection may have, for as long as the client has not heard of them. */
+const MAX_UNANSWERED = 100
+
 /** Nobody can guess the names that stand on a server connection, so no client can name another's statement. */
 const serverNamePrefix = `perseus_${randomBytes(6).toString("hex")}_`
 let serverNames = 0
@@ -52,6 +55,8 @@ export class PreparedStatements {
   /** Sent and not answered: statements of this lease by their key, and in which batch they were sent. */
   readonly #inBatch = new Map<string, number>()
   #batch = 0
+  /** The client's own, by their key, that are not answered. Whether they are there is the server's to say. */
+  readonly #unanswered = new Set<string>()
   /** Tells one lease with changed settings from every other. */
   #lease = 0
   readonly #traces: Traces
@@ -79,6 +84,7 @@ export class PreparedStatements {
     this.#unnamedParse = null
     this.#unnamedOwed = 0
     if (this.#inBatch.size > 0) this.#inBatch.clear()
+    if (this.#unanswered.size > 0) this.#unanswered.clear()
     this.#traces.changes = 0
     this.#lease = ++leases
   }
@@ -330,14 +336,17 @@ export class PreparedStatements {
   ): void {
     // A client's own Parse that was skipped is not there for what it binds behind its Sync either.
     if (answer === Answer.drop) this.#inBatch.set(key, this.#batch)
+    else this.#unanswered.add(key)
     expectations.pushExtended({
       expected: Expected.parse,
       answer,
       bytes: null,
       onAnswered: () => {
+        this.#unanswered.delete(key)
         if (connection.statements.get(key) === serverName) this.#inBatch.delete(key)
       },
       onSkipped: () => {
+        this.#unanswered.delete(key)
         if (connection.statements.get(key) === serverName) connection.statements.delete(key)
         onSkipped()
       }
@@ -362,19 +371,32 @@ export class PreparedStatements {
     return name
   }
 
-  /** Closes what is broken, and the statement unused longest where the connection has all that it may have. */
+  /**
+   * Closes what is broken, and the statements unused longest where the connection has all that it may have. One that the client
+   * has not heard of would be prepared anew for what it binds behind its Sync, though it may have been skipped: it stays.
+   */
   #makeRoom(connection: Connection, expectations: Expectations): Rewritten {
     const closed = connection.brokenStatements.splice(0).map((name) => {
       this.#expectClose(expectations, () => connection.brokenStatements.push(name))
       return closeStatement(name)
     })
-    if (connection.statements.size >= this.#maxOnConnection()) {
-      const [key, name] = connection.statements.entries().next().value!
+    for (const [key, name] of this.#surplusOn(connection)) {
       connection.statements.delete(key)
       this.#expectClose(expectations, () => connection.statements.set(key, name))
       closed.push(closeStatement(name))
     }
     return closed
+  }
+
+  #surplusOn({ statements }: Connection): ReadonlyArray<readonly [key: string, name: string]> {
+    const surplus: Array<readonly [string, string]> = []
+    const count = statements.size - this.#maxOnConnection() + 1
+    if (count <= 0) return surplus
+    for (const statement of statements) {
+      if (surplus.length === count) break
+      if (count > MAX_UNANSWERED || !this.#unanswered.has(statement[0])) surplus.push(statement)
+    }
+    return surplus
   }
 
   #expectClose(expectations: Expectations, onSkipped: () => void): void {

@@ -404,6 +404,37 @@ describe("a client's prepared statements", () => {
     })
   )
 
+  it.live("are as many on a connection as the settings say, also when these change", () =>
+    Effect.gen(function* () {
+      const PoolSettings = { MaxOpen: 1, MaxIdle: 1 }
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings } })
+      const client = yield* perseus.login("red")
+      const names = Array.from({ length: 6 }, (_, index) => `s${index}`)
+      yield* client.exchange(Buffer.concat([...names.map((name) => parse(name, `SELECT '${name}'`)), sync]))
+      const there = Effect.map(client.query("SELECT count(*) FROM pg_prepared_statements"), (answers) =>
+        Number(rowsOf(answers)[0])
+      )
+      const use = (name: string) => client.exchange(Buffer.concat([bind("", name), execute(), sync]))
+      const useAll = Effect.forEach(names, (name) =>
+        Effect.map(use(name), (answers) => assert.deepStrictEqual(rowsOf(answers), [name]))
+      )
+      assert.strictEqual(yield* there, 6)
+      for (const MaxPreparedStatements of [3, 1, 2, 200]) {
+        yield* perseus.reload({ PoolSettings: { ...PoolSettings, MaxPreparedStatements } })
+        yield* client.exchange(Buffer.concat([parse(`another, of ${MaxPreparedStatements}`, "SELECT 1"), sync]))
+        yield* useAll
+        assert.strictEqual(yield* there, Math.min(7, MaxPreparedStatements))
+      }
+      // Names that are not followed any more are unknown, to whoever gave them; and so are they when they are again.
+      yield* perseus.reload({ PoolSettings: { ...PoolSettings, MaxPreparedStatements: 0 } })
+      assert.deepStrictEqual(sqlStatesOf(yield* use("s0")), ["26000"])
+      yield* client.exchange(Buffer.concat([parse("passed", "SELECT 1"), sync]))
+      yield* perseus.reload({ PoolSettings: { ...PoolSettings, MaxPreparedStatements: 2 } })
+      assert.deepStrictEqual(sqlStatesOf(yield* use("passed")), ["26000"])
+      yield* useAll
+    })
+  )
+
   it.live("without a name are its own too: another client's is never found in its place", () =>
     Effect.gen(function* () {
       const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })

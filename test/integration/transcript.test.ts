@@ -152,6 +152,41 @@ const scripts: ReadonlyArray<readonly [what: string, steps: ReadonlyArray<Step>]
     ]
   ],
   [
+    "a Parse that fails between statements that are used in turn, in one write",
+    [
+      [
+        [
+          parse("t1", "SELECT 'one'"),
+          parse("t2", "SELECT 'two'"),
+          bind("", "t1"),
+          execute(),
+          bind("", "t2"),
+          execute(),
+          sync,
+          bind("", "t1"),
+          execute(),
+          parse("t3", "SELEC"),
+          bind("", "t2"),
+          execute(),
+          sync,
+          bind("", "t2"),
+          execute(),
+          bind("", "t3"),
+          sync,
+          bind("", "t1"),
+          execute(),
+          describeStatement("t2"),
+          sync
+        ],
+        4
+      ],
+      [
+        [bind("", "t1"), execute(), bind("", "t2"), execute(), parse("t3", "SELECT 3"), bind("", "t3"), execute(), sync]
+      ],
+      [[closeStatement("t1"), closeStatement("t2"), closeStatement("t3"), sync]]
+    ]
+  ],
+  [
     "names that are unknown",
     [
       [[describeStatement("nobody"), sync]],
@@ -447,21 +482,28 @@ const direct = ({ destination, tenant }: TestPerseus) =>
     return client
   })
 
-layer(SharedPerseus.with({ tenants: ["red", "plain"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } }), {
-  excludeTestServices: true
-})("the same bytes get the same answers through the pooler as from PostgreSQL itself:", (it) => {
-  for (const [what, steps] of scripts) {
-    it.effect(what, () =>
-      Effect.gen(function* () {
-        const perseus = yield* SharedPerseus
-        const pooled = yield* perseus.login("red")
-        const plain = yield* direct(perseus)
-        for (const client of [pooled, plain]) yield* client.query("CREATE TABLE IF NOT EXISTS t (id int); TRUNCATE t")
-        assert.deepStrictEqual(yield* play(pooled, steps), yield* play(plain, steps))
-        // Whatever it was, the next client finds a connection as it should be.
-        const next = yield* perseus.login("red")
-        assert.deepStrictEqual(rowsOf(yield* next.query("SHOW search_path")), ["red"])
-      })
-    )
-  }
-})
+/** With room for one statement each is closed for the next, in whatever batch that is. */
+for (const MaxPreparedStatements of [200, 1]) {
+  const config = { PoolSettings: { MaxOpen: 2, MaxIdle: 2, MaxPreparedStatements } }
+  layer(SharedPerseus.with({ tenants: ["red", "plain"], config }), { excludeTestServices: true })(
+    `the same bytes get the same answers as from PostgreSQL itself, where a connection keeps ${MaxPreparedStatements} statements:`,
+    (it) => {
+      for (const [what, steps] of scripts) {
+        it.effect(what, () =>
+          Effect.gen(function* () {
+            const perseus = yield* SharedPerseus
+            const pooled = yield* perseus.login("red")
+            const plain = yield* direct(perseus)
+            for (const client of [pooled, plain]) {
+              yield* client.query("CREATE TABLE IF NOT EXISTS t (id int); TRUNCATE t")
+            }
+            assert.deepStrictEqual(yield* play(pooled, steps), yield* play(plain, steps))
+            // Whatever it was, the next client finds a connection as it should be.
+            const next = yield* perseus.login("red")
+            assert.deepStrictEqual(rowsOf(yield* next.query("SHOW search_path")), ["red"])
+          })
+        )
+      }
+    }
+  )
+}
