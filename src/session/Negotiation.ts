@@ -20,6 +20,7 @@ import {
 import type { ByteReader, ReadFailure, SecureFailure } from "../net/ByteReader.ts"
 import type { TlsState, Transport } from "../net/Transport.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
+import { Frontend } from "../protocol/Frame.ts"
 import { decode, MAX_STARTUP_PACKET_LENGTH, parseOptions, type StartupMessage } from "../protocol/Startup.ts"
 import type { TenantKey } from "../tenant/AuthRepo.ts"
 import * as SchemaName from "../tenant/SchemaName.ts"
@@ -64,7 +65,10 @@ export const negotiate = Effect.fnUntraced(function* (
   transport: Transport,
   tls: TlsToClients
 ): Effect.fn.Return<LoginRequest | CancelRequest, NegotiationFault | TlsHandshakeFailed | ReadFailure> {
-  if (tls.mode !== "disable" && (yield* reader.firstByte) === TLS_HANDSHAKE_RECORD) {
+  const first = yield* reader.firstByte
+  // As to PostgreSQL: a client that is ended before it is connected (node-postgres) says goodbye first, and is told nothing.
+  if (first === Frontend.terminate) return yield* Effect.fail<ReadFailure>({ _tag: "PeerGone", reason: null })
+  if (tls.mode !== "disable" && first === TLS_HANDSHAKE_RECORD) {
     yield* Effect.mapError(reader.secure(tls.accept("required"), "is the handshake's"), faultOf)
   }
   const asked = new Set<string>()

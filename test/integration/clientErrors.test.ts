@@ -1,6 +1,7 @@
 import { assert, describe, it, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { createServer } from "node:net"
+import { Client } from "pg"
 import { eventually, SharedPerseus, startPerseus, type TestPerseus } from "../support/perseus.ts"
 import {
   cancelRequest,
@@ -8,6 +9,8 @@ import {
   query,
   rowsOf,
   sqlStatesOf,
+  startup,
+  terminate,
   typesOf,
   type Message,
   type RawClient
@@ -156,6 +159,27 @@ describe("a login that fails for a reason of the service's", () => {
       assert.strictEqual(verdict(yield* perseus.refusal(perseus.tenant("red").startup)), "FATAL 28P01")
       assert.isTrue(perseus.log.some((line) => /perseus_auth\.id \d+: dest_db/.test(line)))
       yield* perseus.login("green")
+    })
+  )
+})
+
+describe("a client that is ended before it is connected", () => {
+  it.live("is gone without an error, as from PostgreSQL", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"] })
+      const { user, password, options } = perseus.tenant("red")
+      const { host, port, sourceDb: database } = perseus
+      const client = new Client({ host, port, user, password, database, options })
+      const errors: Array<Error> = []
+      client.on("error", (error) => errors.push(error))
+      // What it promises is neither kept nor broken then.
+      void client.connect().catch((error: Error) => errors.push(error))
+      yield* Effect.promise(() => client.end())
+      assert.deepStrictEqual(errors, [])
+      const raw = yield* perseus.raw
+      raw.send(terminate, startup(perseus.tenant("red").startup))
+      assert.deepStrictEqual(yield* raw.closed(), [])
+      assert.isEmpty(perseus.log.filter((line) => /^(Warn|Error)/.test(line)))
     })
   )
 })

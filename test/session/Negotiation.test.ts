@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { ByteReader } from "../../src/net/ByteReader.ts"
 import { int32, untyped } from "../../src/protocol/Encoder.ts"
-import { cancelRequest, startupMessage } from "../../src/protocol/Frontend.ts"
+import { cancelRequest, startupMessage, terminate } from "../../src/protocol/Frontend.ts"
 import type { TlsToClients } from "../../src/config/LiveTls.ts"
 import type { TlsState } from "../../src/net/Transport.ts"
 import { negotiate, type LoginRequest } from "../../src/session/Negotiation.ts"
@@ -416,6 +416,16 @@ describe("what is no startup packet", () => {
       }
       assert.strictEqual((yield* fault(Buffer.from("GET / HTTP/1.1\r\n\r\n")))._tag, "BadLength")
       assert.strictEqual((yield* fault(Buffer.of(0xff, 0xff, 0xff, 0xff)))._tag, "BadLength")
+    })
+  )
+
+  it.effect("is listened to no further where it is a Terminate: its client is not told anything", () =>
+    Effect.gen(function* () {
+      for (const behind of [Buffer.alloc(0), login]) {
+        const { negotiated, transport } = yield* talk(Buffer.concat([terminate, behind]))
+        assert.deepStrictEqual(yield* Effect.flip(negotiated), { _tag: "PeerGone", reason: null })
+        assert.strictEqual(transport.written.length, 0)
+      }
     })
   )
 
