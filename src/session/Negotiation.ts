@@ -65,14 +65,15 @@ export const negotiate = Effect.fnUntraced(function* (
   transport: Transport,
   tls: TlsToClients
 ): Effect.fn.Return<LoginRequest | CancelRequest, NegotiationFault | TlsHandshakeFailed | ReadFailure> {
-  const first = yield* reader.firstByte
-  // As to PostgreSQL: a client that is ended before it is connected (node-postgres) says goodbye first, and is told nothing.
-  if (first === Frontend.terminate) return yield* Effect.fail<ReadFailure>({ _tag: "PeerGone", reason: null })
-  if (tls.mode !== "disable" && first === TLS_HANDSHAKE_RECORD) {
+  if (tls.mode !== "disable" && (yield* reader.firstByte) === TLS_HANDSHAKE_RECORD) {
     yield* Effect.mapError(reader.secure(tls.accept("required"), "is the handshake's"), faultOf)
   }
   const asked = new Set<string>()
   while (true) {
+    // A client that is ended before it is connected (node-postgres) says goodbye here. As by PostgreSQL, it is told nothing.
+    if ((yield* reader.firstByte) === Frontend.terminate) {
+      return yield* Effect.fail<ReadFailure>({ _tag: "PeerGone", reason: null })
+    }
     const packet = decode(yield* reader.packet(MAX_STARTUP_PACKET_LENGTH))
     switch (packet._tag) {
       case "Malformed":

@@ -422,9 +422,14 @@ describe("what is no startup packet", () => {
   it.effect("is listened to no further where it is a Terminate: its client is not told anything", () =>
     Effect.gen(function* () {
       for (const behind of [Buffer.alloc(0), login]) {
-        const { negotiated, transport } = yield* talk(Buffer.concat([terminate, behind]))
-        assert.deepStrictEqual(yield* Effect.flip(negotiated), { _tag: "PeerGone", reason: null })
-        assert.strictEqual(transport.written.length, 0)
+        for (const [before, answer] of [
+          [[], ""],
+          [[sslRequest], "N"]
+        ] as const) {
+          const { negotiated, transport } = yield* talk(...before, Buffer.concat([terminate, behind]))
+          assert.deepStrictEqual(yield* Effect.flip(negotiated), { _tag: "PeerGone", reason: null })
+          assert.strictEqual(transport.written.toString(), answer)
+        }
       }
     })
   )
