@@ -504,7 +504,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       this.settings = clientSettings([...this.#startup.list, ...settings])
     }
     const keeps = askedForHolds ? holds.length > 0 : connection.pinned
-    if (askedForHolds) this.#traces.holds = false
+    // Whoever cannot keep it now, because it leaves or too many do, must not leave it to the next.
+    if (askedForHolds) this.#traces.holds = keeps
     if (this.#clientGone) return this.#restore(connection)
     if (!keeps || this.#isLeaving) return this.#release()
     const before = connection.pinned

@@ -156,6 +156,22 @@ describe("MaxPinned", () => {
       assert.deepStrictEqual(rowsOf(yield* clients[0]!.query("SELECT 'still'")), ["still"])
     })
   )
+
+  it.live("leaves nothing to the next of what the client beyond it had", () =>
+    Effect.gen(function* () {
+      const config = { PoolSettings: { MaxOpen: 1, MaxIdle: 1, MaxPinned: 0 } }
+      const perseus = yield* startPerseus({ tenants: ["red"], config })
+      const next = yield* perseus.login("red")
+      const held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+      for (const sql of ["SELECT pg_advisory_lock(1)", "CREATE TEMP TABLE mine (id int)"]) {
+        const client = yield* perseus.login("red")
+        client.send(query(sql))
+        assert.deepStrictEqual(sqlStatesOf(yield* client.closed()), ["53300"])
+        assert.deepStrictEqual(rowsOf(yield* next.query(held)), ["0"])
+        assert.deepStrictEqual(sqlStatesOf(yield* next.query("SELECT * FROM mine")), ["42P01"])
+      }
+    })
+  )
 })
 
 const off = { PoolSettings: { MaxOpen: 2, MaxIdle: 2, Pinning: "off" } }

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Redacted from "effect/Redacted"
+import { ShuttingDown } from "../../src/errors.ts"
 import { Credential } from "../../src/pool/Credential.ts"
 import type { Findings } from "../../src/pool/Inspection.ts"
 import type { Pool } from "../../src/pool/Pool.ts"
@@ -32,7 +33,7 @@ class SlowTransport extends RecordedTransport {
 const ready = frame(0x5a, Buffer.from("I"))
 const done = (tag: string) => frame(0x43, cString(tag))
 
-const world = () => {
+const world = (maxPinned = 1) => {
   const group = new CredentialGroup("app", new Credential("app", Redacted.make("secret")))
   const tenant = new PoolTenant("t", new Usage("t"), "transaction", "red", ["red"], "x", group)
   const server = new RecordedTransport()
@@ -65,7 +66,7 @@ const world = () => {
       }
     },
     restore: (_: unknown, __: unknown, tell: (fine: boolean) => void) => tell(true),
-    pin: () => (connection.pinned = true),
+    pin: () => (connection.pinned = maxPinned > 0),
     give: () => {
       connection.lessee = null
       given.push(connection)
@@ -89,6 +90,8 @@ const world = () => {
   relay.start(Buffer.alloc(0))
   return { client, server, relay, given, found: (f: Findings | null) => found(f), ended: () => ended }
 }
+
+type World = ReturnType<typeof world>
 
 const listening: Findings = { settings: null, holds: ["LISTEN"], unsettled: false }
 
@@ -126,6 +129,35 @@ describe("a relay whose server is being asked", () => {
     found({ settings: [["work_mem", "9216"]], holds: [], unsettled: false })
     assert.isTrue(server.written.includes("INSERT"))
   })
+
+  const leavings: ReadonlyArray<readonly [how: string, maxPinned: number, leave: (world: World) => void]> = [
+    ["says goodbye", 1, ({ client }) => client.say(terminate)],
+    [
+      "says goodbye and is gone",
+      1,
+      ({ client }) => {
+        client.say(terminate)
+        client.leave()
+      }
+    ],
+    ["is gone without a word", 1, ({ client }) => client.leave()],
+    ["is ended at its transaction's border", 1, ({ relay }) => relay.endAtBorder(new ShuttingDown())],
+    ["may not be pinned any more", 0, () => {}]
+  ]
+  for (const [how, maxPinned, leave] of leavings) {
+    it(`what a client has left is reset before anybody else has the connection, where it ${how} meanwhile`, () => {
+      const there = world(maxPinned)
+      there.client.say(query("SELECT pg_advisory_lock(1)"))
+      there.server.say(Buffer.concat([done("SELECT 1"), ready]))
+      leave(there)
+      there.found({ settings: [], holds: ["advisory lock"], unsettled: false })
+      assert.deepStrictEqual(
+        there.given.map(({ mustReset }) => mustReset),
+        [true]
+      )
+      assert.notStrictEqual(there.ended(), "no")
+    })
+  }
 
   it("200 statements of a client with a setting of 400 kB take no 80 MB", () => {
     const group = new CredentialGroup("app", new Credential("app", Redacted.make("secret")))
