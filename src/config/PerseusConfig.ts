@@ -129,11 +129,11 @@ const PoolKeys = {
   ).annotate({
     note: { kind: "list", allowed: "a list of schema names", about: "Searched behind the tenant's own schema." }
   }),
-  TenantSwitch: Schema.Literals(["discard", "reconnect"]).annotate({
+  TenantSwitch: Schema.Literals(["discard", "always", "reconnect"]).annotate({
     note: {
       kind: "string",
-      allowed: '"discard" or "reconnect"',
-      about: "How a server connection forgets its last tenant: DISCARD ALL, or a new connection."
+      allowed: '"discard", "always" or "reconnect"',
+      about: "How a server connection forgets: DISCARD ALL before another tenant, or always, or a new connection."
     }
   }),
   Mode: Schema.Literals(["transaction", "session", "statement"]).annotate({

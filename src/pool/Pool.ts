@@ -242,6 +242,7 @@ export class Pool {
   give(connection: Connection): void {
     connection.lessee = null
     this.#unhold(connection)
+    if (this.#settings.TenantSwitch === "always" && connection.group.owner === null) connection.stateKnown = false
     if (connection.cancelsInFlight > 0) connection.state = "cancelling"
     else this.#settle(connection)
   }
@@ -444,7 +445,7 @@ export class Pool {
     if (this.#mustClose(connection, now)) return this.#close(connection)
     if (connection.mustReset) {
       // What DISCARD ALL leaves must not meet another tenant there.
-      return this.#settings.TenantSwitch === "discard" ? this.#reset(connection, now) : this.#close(connection)
+      return this.#settings.TenantSwitch === "reconnect" ? this.#close(connection) : this.#reset(connection, now)
     }
     const { group } = connection
     if (this.#visitLasts(connection, group)) {
@@ -493,7 +494,7 @@ export class Pool {
   }
 
   #maySwitch(connection: Connection, tenant: PoolTenant): boolean {
-    return connection.tenant === tenant || connection.tenant === null || this.#settings.TenantSwitch === "discard"
+    return connection.tenant === tenant || connection.tenant === null || this.#settings.TenantSwitch !== "reconnect"
   }
 
   /** True where another user's clients have waited longer than all of this one's and there is no room for them. */

@@ -179,7 +179,7 @@ describe("a bad file", () => {
         "PoolSettings.ExtraSchemas[4]: a schema's name has 1 to 63 bytes and is not $user",
         "PoolSettings.ExtraSchemas[5]: a schema's name has 1 to 63 bytes and is not $user",
         "PoolSettings.ExtraSchemas[6]: a schema's name has 1 to 63 bytes and is not $user",
-        'PoolSettings.TenantSwitch: expected "discard" or "reconnect"',
+        'PoolSettings.TenantSwitch: expected "discard", "always" or "reconnect"',
         "OverrideSettings.app.MaxIdle: expected an integer from 1 to 2147483647",
         'OverrideSettings["db:5432/app"].MaxIdel: unknown key; did you mean MaxIdle?',
         'OverrideSettings["db:5432/app"]: MaxIdle must not be greater than MaxOpen (what an entry leaves out comes from PoolSettings)',

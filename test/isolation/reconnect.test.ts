@@ -125,3 +125,32 @@ it.live('a reload to "reconnect" holds for what tenants left before it', () =>
     assert.deepStrictEqual(rowsOf(absent), ["t"])
   })
 )
+
+for (const [TenantSwitch, outcome] of [
+  ["discard", "meets"],
+  ["always", "does not meet"]
+] as const) {
+  it.live(`with "${TenantSwitch}" a client ${outcome} what another of its tenant has left behind a plain SELECT`, () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({
+        tenants: ["red"],
+        config: { PoolSettings: { ...PoolSettings, TenantSwitch } }
+      })
+      yield* perseus.query(
+        "red",
+        "CREATE FUNCTION mark() RETURNS text LANGUAGE sql AS $$ SELECT set_config('my.mark', 'left', false) $$"
+      )
+      const [leaves, looks] = [yield* perseus.login("red"), yield* perseus.login("red")]
+      yield* leaves.query("SELECT mark()")
+      const [found] = rowsOf(yield* looks.query("SELECT coalesce(current_setting('my.mark', true), '') = 'left'"))
+      assert.strictEqual(found, TenantSwitch === "discard" ? "t" : "f")
+      // Their prepared statements go with it, and are there whenever they are needed.
+      for (let turn = 0; turn < 2; turn++) {
+        const client = yield* perseus.connect("red")
+        const prepared = () => client.query({ name: "mine", text: "SELECT 1 AS one" })
+        assert.deepStrictEqual((yield* Effect.promise(prepared)).rows, [{ one: 1 }])
+        assert.deepStrictEqual((yield* Effect.promise(prepared)).rows, [{ one: 1 }])
+      }
+    })
+  )
+}
