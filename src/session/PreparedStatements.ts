@@ -28,11 +28,18 @@ const serverNamePrefix = `perseus_${randomBytes(6).toString("hex")}_`
 let serverNames = 0
 let leases = 0
 
+/** Settings under which it was looked for last, and its key under them: a string that is made anew has to be hashed anew. */
+interface Keyed {
+  readonly settings: string
+  readonly key: string
+}
+
 interface Statement {
   /** Query text and parameter types, as they stood in the client's Parse. */
   readonly rest: Buffer
   readonly digest: string
   readonly hint: Hint
+  keyed: Keyed | null
 }
 
 /** What the relay is to write for a client's message, in this order; empty: nothing. */
@@ -201,18 +208,15 @@ export class PreparedStatements {
     if (nameEnd === -1) return this.#asItIs(message, entries.bind, expectations)
     const [serverName, first] = this.#find(nameOf(message, portalEnd + 1, nameEnd), connection, expectations)
     expectations.pushExtended(entries.bind)
-    const serverNameBytes = nameBytes(serverName)
-    const header = Buffer.allocUnsafe(HEADER_LENGTH)
-    header[0] = Frontend.bind
+    const start = Buffer.allocUnsafe(portalEnd + 2 + serverName.length)
+    start[0] = Frontend.bind
     // The limit on a Bind's length leaves room for the longer name: it cannot wrap.
-    header.writeUInt32BE(length + serverNameBytes.length - (nameEnd - portalEnd), 1)
-    return [
-      ...first,
-      header,
-      Buffer.from(message.subarray(HEADER_LENGTH, portalEnd + 1)),
-      serverNameBytes,
-      Buffer.from(message.subarray(nameEnd + 1))
-    ]
+    start.writeUInt32BE(length + serverName.length + 1 - (nameEnd - portalEnd), 1)
+    message.copy(start, HEADER_LENGTH, HEADER_LENGTH, portalEnd + 1)
+    start.write(serverName, portalEnd + 1, "latin1")
+    start[start.length - 1] = 0
+    if (first.length === 0 && nameEnd + 1 === message.length) return [start]
+    return [...first, start, message.subarray(nameEnd + 1)]
   }
 
   /** A whole Describe of a named statement. */
@@ -359,8 +363,12 @@ export class PreparedStatements {
    */
   #keyOn(connection: Connection, statement: Statement): string {
     const { changes } = this.#traces
-    const own = changes === 0 ? "" : `\0${this.#lease}.${changes}`
-    return `${connection.settings.key}\0${statement.digest}${own}`
+    const settings = connection.settings.key
+    if (changes > 0) return `${settings}\0${statement.digest}\0${this.#lease}.${changes}`
+    if (statement.keyed === null || statement.keyed.settings !== settings) {
+      statement.keyed = { settings, key: `${settings}\0${statement.digest}` }
+    }
+    return statement.keyed.key
   }
 
   /** Its name there, now the one used last. */
@@ -405,6 +413,7 @@ export class PreparedStatements {
 }
 
 const statementOf = (rest: Buffer): Statement => ({
+  keyed: null,
   rest,
   digest: createHash("sha256").update(rest).digest("base64"),
   hint: hintOfText(rest, 0)

@@ -604,7 +604,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       if (translated instanceof FeatureNotSupported) return this.#end(translated)
       if (translated !== null) {
         rewritten ??= []
-        if (from < at) rewritten.push(keep(chunk, from, at))
+        // All of it is put together below, so views will do.
+        if (from < at) rewritten.push(chunk.subarray(from, at))
         for (const part of translated.by) {
           rewritten.push(part)
           added += part.length
@@ -620,7 +621,9 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     if (at > end) this.#clientRest = at - end
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
     const to = Math.min(at, end)
-    const taken = this.#write(from < to ? keep(chunk, from, to) : null, rewritten)
+    if (rewritten !== null && from < to) rewritten.push(chunk.subarray(from, to))
+    const bytes = rewritten !== null ? Buffer.concat(rewritten) : to > 0 ? keep(chunk, 0, to) : null
+    const taken = bytes === null || this.#write(bytes)
     this.#statements.endOfChunk()
     // Nothing will drain where all was taken at once.
     if (taken && added >= REWRITTEN_LIMIT && this.#held.length > 0) this.#forwardHeld()
@@ -637,9 +640,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
-  #write(last: Buffer | null, rewritten: ReadonlyArray<Buffer> | null): boolean {
-    const bytes = rewritten === null ? last : Buffer.concat(last === null ? rewritten : [...rewritten, last])
-    if (bytes === null || bytes.length === 0) return true
+  #write(bytes: Buffer): boolean {
+    if (bytes.length === 0) return true
     const taken = this.#server!.transport.write(bytes)
     if (!taken) this.#pauseClient()
     return taken
