@@ -26,6 +26,7 @@ limit=900
 case $suite in
   regress) database=regression ;;
   asyncpg) database=postgres more_databases="testdb asyncpg_intro_test" ;;
+  pg) more_databases=template1 ;;
 esac
 
 as_postgres() { su postgres -c "$*"; }
@@ -118,8 +119,7 @@ run_psycopg2() {
   sql -d $database -c "CREATE EXTENSION hstore"
   cd "$work/psycopg2"
   PSYCOPG2_TEST_FAST=1 PSYCOPG2_TESTDB=$database PSYCOPG2_TESTDB_HOST=127.0.0.1 PSYCOPG2_TESTDB_PORT=$port \
-    PSYCOPG2_TESTDB_USER=$user timeout $limit /usr/bin/python3 -c \
-    "import tests; tests.unittest.main(defaultTest='tests.test_suite')" --verbose
+    PSYCOPG2_TESTDB_USER=$user PYTHONPATH=. timeout $limit /usr/bin/python3 "$perseus/test/upstream/psycopg2_suite.py" --verbose
 }
 
 run_psycopg() {
@@ -141,7 +141,7 @@ run_pg() {
   local file
   cd "$work/node-postgres/packages/pg"
   for file in $(find test/integration -name '*-tests.js' | sort); do
-    PATH=$perseus/node_modules/.bin:$PATH PGHOST=127.0.0.1 PGPORT=$port PGUSER=$user PGDATABASE=$database \
+    PATH=$perseus/node_modules/.bin:$PATH PGHOST=127.0.0.1 PGPORT=$port PGUSER=$user PGDATABASE=$database PGTESTNOSSL=1 \
       timeout 60 node "$file" && echo "passed: $file" || echo "failed: $file"
   done
 }
