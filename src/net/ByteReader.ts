@@ -11,6 +11,8 @@ import type { Handshake } from "./Tls.ts"
 import type { Transport, TransportHandler } from "./Transport.ts"
 
 const HIGH_WATER = 32 * 1024
+/** One for all: an empty buffer of its own is 200 bytes, and a reader lives as long as its session. */
+const nothing = Buffer.alloc(0)
 
 /** Why there is no TLS: the handshake failed (a code or a few words), or bytes lay there that came before it in clear. */
 export type SecureFailure =
@@ -22,7 +24,7 @@ export type ReadFailure = { readonly _tag: "PeerGone"; readonly reason: string |
 
 export class ByteReader implements TransportHandler {
   readonly #transport: Transport
-  #pending: Buffer = Buffer.alloc(0)
+  #pending: Buffer = nothing
   #gone: ReadFailure | null = null
   #wake: (() => void) | null = null
   #paused = false
@@ -69,7 +71,7 @@ export class ByteReader implements TransportHandler {
   /** Hands over what is left, and the transport with it: this reader is done. */
   takeRest(): Buffer {
     const rest = this.#pending
-    this.#pending = Buffer.alloc(0)
+    this.#pending = nothing
     if (this.#paused) this.#transport.resume()
     this.#paused = false
     return rest

@@ -5,7 +5,7 @@
  * transport sets `handler`; the owner changes with the phase of the connection (login, relay), never two at a time.
  *
  * **Who owns the bytes**: a chunk handed to `onData` is valid only during the call (server sockets read into one shared
- * buffer): copy what you keep. Bytes handed to `write` belong to the transport from then on.
+ * buffer): copy what you keep. Bytes handed to `write` belong to the transport from then on, those handed to `writeLent` do not.
  */
 import type { Handshake } from "./Tls.ts"
 
@@ -43,6 +43,8 @@ export interface Transport {
   handler: TransportHandler
   /** False: the peer is slow, stop until `onDrain`. Nothing is refused or lost either way. */
   write(bytes: Uint8Array): boolean
+  /** As `write`, of bytes that stay another's: they are copied, and need be valid only during the call. */
+  writeLent(bytes: Buffer): boolean
   /** Stops reading, so that the peer's own back-pressure sets in. */
   pause(): void
   resume(): void

@@ -42,11 +42,15 @@ interface Statement {
   keyed: Keyed | null
 }
 
+/** Never written to: for those that have none, of ten thousand idle clients most. A map of its own takes 200 bytes. */
+const noStatements = new Map<string, Statement>()
+const noBatches = new Map<string, number>()
+
 /** What the relay is to write for a client's message, in this order; empty: nothing. */
 export type Rewritten = ReadonlyArray<Buffer>
 
 export class PreparedStatements {
-  readonly #byName = new Map<string, Statement>()
+  #byName = noStatements
   #bytes = 0
   /**
    * Where the client's unnamed statement is: on the connection that it holds; on its way there, behind messages of its batch
@@ -60,7 +64,7 @@ export class PreparedStatements {
   /** Unnamed Parses that are not answered. */
   #unnamedOwed = 0
   /** Sent and not answered: statements of this lease by their key, and in which batch they were sent. */
-  readonly #inBatch = new Map<string, number>()
+  #inBatch = noBatches
   #batch = 0
   /** The client's own, by their key, that are not answered. Whether they are there is the server's to say. */
   readonly #unanswered = new Set<string>()
@@ -289,6 +293,7 @@ export class PreparedStatements {
   }
 
   #remember(name: string, statement: Statement): void {
+    if (this.#byName === noStatements) this.#byName = new Map()
     this.#byName.set(name, statement)
     this.#bytes += statement.rest.length
   }
@@ -339,8 +344,10 @@ export class PreparedStatements {
     onSkipped: () => void
   ): void {
     // A client's own Parse that was skipped is not there for what it binds behind its Sync either.
-    if (answer === Answer.drop) this.#inBatch.set(key, this.#batch)
-    else this.#unanswered.add(key)
+    if (answer === Answer.drop) {
+      if (this.#inBatch === noBatches) this.#inBatch = new Map()
+      this.#inBatch.set(key, this.#batch)
+    } else this.#unanswered.add(key)
     expectations.pushExtended({
       expected: Expected.parse,
       answer,

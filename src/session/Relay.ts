@@ -99,7 +99,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   readonly #expectations = new Expectations()
   readonly #traces = new Traces()
   /** Values of settings that the client was told since it logged in. */
-  readonly #told = new Map<string, string>()
+  #told: Map<string, string> | null = null
   readonly #statements = new PreparedStatements(this.#traces, () => this.#pool.maxPreparedStatements)
   readonly #translator = new Translator({
     expectations: this.#expectations,
@@ -201,12 +201,12 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   onData(chunk: Buffer): void {
     if (this.#ended || this.#terminating) return
     if (this.#server !== null) {
-      if (this.#held.length === 0) return this.#forward(chunk, copyOf)
+      if (this.#held.length === 0) return this.#forward(chunk, lend)
       this.#held.append(chunk)
       if (this.#held.length >= this.#heldNeeded) this.#forwardHeld()
       return
     }
-    if (this.#held.length === 0 && this.#leaseFor(chunk)) return this.#forward(chunk, copyOf)
+    if (this.#held.length === 0 && this.#leaseFor(chunk)) return this.#forward(chunk, lend)
     this.#held.append(chunk)
     if (this.#waiting || this.#inspecting) this.#readOnWithin(chunk.length)
     else this.#advance()
@@ -577,11 +577,11 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   #forwardHeld(): void {
-    this.#forward(this.#held.take(), viewOf)
+    this.#forward(this.#held.take(), give)
   }
 
   /** Frames of the client go to the server as they came; what is expected for each is written down. */
-  #forward(chunk: Buffer, keep: Keep): void {
+  #forward(chunk: Buffer, pass: Pass): void {
     const end = chunk.length
     const wasBusy = this.#serverBusy
     let rewritten: Array<Buffer> | null = null
@@ -622,8 +622,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
     const to = Math.min(at, end)
     if (rewritten !== null && from < to) rewritten.push(chunk.subarray(from, to))
-    const bytes = rewritten !== null ? Buffer.concat(rewritten) : to > 0 ? keep(chunk, 0, to) : null
-    const taken = bytes === null || this.#write(bytes)
+    const taken =
+      rewritten === null ? this.#write(viewOf(chunk, 0, to), pass) : this.#write(Buffer.concat(rewritten), give)
     this.#statements.endOfChunk()
     // Nothing will drain where all was taken at once.
     if (taken && added >= REWRITTEN_LIMIT && this.#held.length > 0) this.#forwardHeld()
@@ -640,9 +640,9 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
-  #write(bytes: Buffer): boolean {
+  #write(bytes: Buffer, pass: Pass): boolean {
     if (bytes.length === 0) return true
-    const taken = this.#server!.transport.write(bytes)
+    const taken = pass(this.#server!.transport, bytes)
     if (!taken) this.#pauseClient()
     return taken
   }
@@ -681,8 +681,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       if (type !== Backend.dataRow) from = this.#complete(type, chunk, at, next, from)
       at = next
     }
-    if (at < end) this.#serverCarry = copyOf(chunk, at, end)
-    if (from < at) this.#send(copyOf(chunk, from, at))
+    if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
+    if (from < at) this.#send(viewOf(chunk, from, at), lend)
     this.#idleSince = 0
     if (this.#server !== null && !this.#resting && this.#atBorder()) this.#onBorder()
     else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
@@ -696,13 +696,13 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     const forward = this.#hear(type, chunk, at, next)
     let start = from
     if (!forward) {
-      if (start < at) this.#send(copyOf(chunk, start, at))
+      if (start < at) this.#send(viewOf(chunk, start, at), lend)
       start = next
       if (this.#errorInstead !== null) this.#send(this.#errorInstead)
       this.#errorInstead = null
     }
     if (!this.#expectations.madeUpIsDue) return start
-    if (start < next) this.#send(copyOf(chunk, start, next))
+    if (start < next) this.#send(viewOf(chunk, start, next), lend)
     this.#giveMadeUpAnswers()
     return next
   }
@@ -777,6 +777,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     const parameter = decodeParameterStatus(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     if (parameter !== null) {
       this.#server?.parameters.set(...parameter)
+      this.#told ??= new Map()
       this.#told.set(...parameter)
     }
     this.#traces.onReport()
@@ -784,7 +785,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** What was reported in a lease may not hold in the next: a value of RESET's, for one, is the connection's and not the client's. */
   #correctReports(connection: Connection): void {
-    if (this.#told.size === 0) return
+    if (this.#told === null) return
     for (const [name, value] of this.#told) {
       const now = connection.parameters.get(name)
       if (now === undefined || now === value) continue
@@ -804,8 +805,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   // ---- back-pressure
 
-  #send(bytes: Buffer): void {
-    if (this.#client.write(bytes) || this.#clientGone) return
+  #send(bytes: Buffer, pass: Pass = give): void {
+    if (pass(this.#client, bytes) || this.#clientGone) return
     this.#clientStalled = true
     if (this.#server !== null && !this.#serverPaused) {
       this.#serverPaused = true
@@ -962,18 +963,14 @@ const beginsRequest = (chunk: Buffer): boolean => {
   }
 }
 
-/** What of a chunk is written must stay as it is until the socket has taken it. */
-type Keep = (chunk: Buffer, from: number, to: number) => Buffer
+/** How bytes go on: a chunk lies where the next read writes, and is lent; what was copied or made here is given. */
+type Pass = (to: Transport, bytes: Buffer) => boolean
+const lend: Pass = (to, bytes) => to.writeLent(bytes)
+const give: Pass = (to, bytes) => to.write(bytes)
 
-/** Of a chunk that is ours. Mostly all of it goes on, and a view costs 60 ns. */
-const viewOf: Keep = (chunk, from, to) => (from === 0 && to === chunk.length ? chunk : chunk.subarray(from, to))
-
-/** Of a chunk that lies where the next read writes. */
-const copyOf: Keep = (chunk, from, to) => {
-  const copy = Buffer.allocUnsafe(to - from)
-  copy.set(viewOf(chunk, from, to))
-  return copy
-}
+/** Mostly all of it goes on, and a view costs 60 ns. */
+const viewOf = (chunk: Buffer, from: number, to: number): Buffer =>
+  from === 0 && to === chunk.length ? chunk : chunk.subarray(from, to)
 
 /** A whole Close as chapter "Message Formats" has it. */
 const isClose = (held: Buffer, length: number): boolean => {

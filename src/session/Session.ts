@@ -65,15 +65,15 @@ export const serve = (house: House, reader: ByteReader, transport: Transport): E
 const run = Effect.fnUntraced(
   function* (house: House, reader: ByteReader, transport: Transport) {
     const seconds = house.config.current().LimitSettings.ClientLoginTimeoutSecs
-    const client = yield* logIn(house, reader, transport).pipe(
-      Effect.raceFirst(reader.gone),
-      Effect.raceFirst(house.live.untilDraining),
-      Effect.timeoutOrElse({
-        duration: `${seconds} seconds`,
-        orElse: () => Effect.fail(new LoginTimedOut({ seconds }))
-      }),
-      Effect.tapError((failure) => Effect.sync(() => house.live.countLogin(outcomeOf(failure))))
-    )
+    const client = yield* Effect.raceAllFirst([
+      logIn(house, reader, transport),
+      reader.gone,
+      house.live.untilDraining,
+      Effect.andThen(
+        Effect.sleep(seconds * 1000),
+        Effect.suspend(() => Effect.fail(new LoginTimedOut({ seconds })))
+      )
+    ]).pipe(Effect.tapError((failure) => Effect.sync(() => house.live.countLogin(outcomeOf(failure)))))
     if (client !== null) yield* relay(house, reader, transport, client)
   },
   (effect, house, _reader, transport) =>

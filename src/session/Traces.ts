@@ -55,11 +55,13 @@ export const hintOf = (text: string): Hint => {
 export const hintOfBytes = (bytes: Buffer, from: number, end: number): Hint =>
   isPlain(bytes, from, end) ? noHint : hintOf(bytes.toString("latin1", from, end))
 
+const noNames: ReadonlySet<string> = new Set()
+
 export class Traces {
   settings = false
   holds = false
   /** For as long as the client lives. */
-  readonly customNames = new Set<string>()
+  customNames: ReadonlySet<string> = noNames
   /** How often settings may have changed in this lease: a statement parsed under one is not what it is under another. */
   changes = 0
 
@@ -80,7 +82,9 @@ export class Traces {
     if (hint.settings) this.settings = true
     if (hint.holds) this.holds = true
     for (const name of hint.customNames) {
-      if (this.customNames.size < MAX_CUSTOM_NAMES) this.customNames.add(name.toLowerCase())
+      const key = name.toLowerCase()
+      if (this.customNames.has(key) || this.customNames.size >= MAX_CUSTOM_NAMES) continue
+      this.customNames = new Set(this.customNames).add(key)
     }
   }
 

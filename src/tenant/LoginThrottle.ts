@@ -246,7 +246,7 @@ const digest = (...names: ReadonlyArray<string>): string =>
 export const networkOf = (remote: string): string => {
   const host = remote.replace(/:\d*$/, "").replace(/^\[(.*)\]$/, "$1")
   const address = host.replace(/%.*$/, "").replace(/^::ffff:(?=\d+\.)/i, "")
-  if (!isIPv6(address)) return address
+  if (!address.includes(":") || !isIPv6(address)) return address
   const [head = "", tail] = address.toLowerCase().split("::")
   const groups = head === "" ? [] : head.split(":")
   const behind = tail === undefined || tail === "" ? 0 : tail.split(":").length

@@ -127,6 +127,10 @@ class MemoryTransport implements Transport {
     done("no TLS in memory")
   }
 
+  writeLent(bytes: Buffer): boolean {
+    return this.write(Buffer.from(bytes))
+  }
+
   write(bytes: Uint8Array): boolean {
     if (this.#over) return true
     if (this.#ended) {

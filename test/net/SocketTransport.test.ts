@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import * as Result from "effect/Result"
+import { createHash } from "node:crypto"
 import * as Net from "node:net"
 import { Duplex } from "node:stream"
 import * as NodeTls from "node:tls"
@@ -283,6 +284,34 @@ for (const [kind, pair] of [
         transport.end()
         assert.strictEqual((yield* within(peer.untilEnded)).length, (written + 1) * 256 * 1024)
       })
+    )
+
+    it.live(
+      "sends what it was lent as it was lent, small or large, whatever is written over it and however slow the peer",
+      () =>
+        Effect.gen(function* () {
+          const { heard, peer, transport } = yield* pair
+          peer.socket.pause()
+          const lent = Buffer.allocUnsafe(200 * 1024)
+          const sent = createHash("sha256")
+          let total = 0
+          for (let turn = 0; turn < 400; turn++) {
+            const length = [10, 8 * 1024, 64 * 1024, 100, 30_000, 200 * 1024][turn % 6]!
+            const bytes = lent.subarray(0, length).fill(`${turn} `)
+            sent.update(bytes)
+            total += length
+            const taken = transport.writeLent(bytes)
+            lent.fill("x")
+            // From then on buffers come back while others wait.
+            if (!taken && peer.socket.isPaused()) peer.socket.resume()
+            if (!taken) yield* within(heard.until(({ drains }) => drains > 0))
+            heard.drains = 0
+          }
+          transport.end()
+          const received = Buffer.from(yield* within(peer.untilEnded), "latin1")
+          assert.strictEqual(received.length, total)
+          assert.strictEqual(createHash("sha256").update(received).digest("hex"), sent.digest("hex"))
+        })
     )
 
     it.live("stops the peer while it is paused, and hears all of it when it goes on", () =>

@@ -59,6 +59,10 @@ export class RecordedTransport implements Transport {
     done(null)
   }
 
+  writeLent(bytes: Buffer): boolean {
+    return this.write(Buffer.from(bytes))
+  }
+
   write(bytes: Uint8Array): boolean {
     const copy = Buffer.from(bytes)
     this.#written.push(copy)
