@@ -19,6 +19,7 @@ import { AcquireTimedOut, DestinationUnreachable, SettingRefused, ShuttingDown, 
 import type { Network } from "../net/Network.ts"
 import type { ReceivedError } from "../protocol/Backend.ts"
 import { emptyQuery, terminate } from "../protocol/Frontend.ts"
+import { SqlState } from "../protocol/SqlState.ts"
 import * as CancelRequest from "./CancelRequest.ts"
 import { ConnectFailure } from "./ConnectFailure.ts"
 import * as Greeting from "./Greeting.ts"
@@ -46,6 +47,9 @@ import { QUANTUM, type Waiter } from "./WaitQueue.ts"
  * about 3 ms, so churn between users stays under a tenth.
  */
 const HANDOVER_MIN_AGE_MS = 50
+
+/** A question between two transactions that is cancelled is asked again, so often. */
+const MAX_ATTEMPTS = 10
 
 const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1, commands: [0] }
 
@@ -270,39 +274,47 @@ export class Pool {
     done: (findings: Inspection.Findings | null) => void
   ): void {
     const questions = { ...asked, path: client.tenant.path }
-    const answer = new Inspection.Answer(questions, connection.group.credential.user)
+    let answer: Inspection.Answer
+    const ask = () => {
+      answer = new Inspection.Answer(questions, connection.group.credential.user)
+      return Inspection.inspection(questions, answer.read)
+    }
     this.statistics.inspections++
-    this.#askBetween(connection, client, Inspection.inspection(questions, answer.read), (fine) =>
-      done(fine ? answer.findings : null)
-    )
+    this.#askBetween(connection, client, ask, (fine) => done(fine ? answer.findings : null))
   }
 
   /** Sets path and settings again on a connection that its client keeps. As `inspect`. */
   restore(connection: Connection, client: PoolClient, done: (fine: boolean) => void): void {
     const { path } = client.tenant
     const { settings } = client
-    this.#askBetween(connection, client, restore(path, settings), (fine) => {
-      if (fine) connection.settings = settings
-      done(fine)
-    })
+    this.#askBetween(
+      connection,
+      client,
+      () => restore(path, settings),
+      (fine) => {
+        if (fine) connection.settings = settings
+        done(fine)
+      }
+    )
   }
 
   #askBetween(
     connection: Connection,
     client: PoolClient,
-    conversation: Conversation,
-    done: (fine: boolean) => void
+    ask: () => Conversation,
+    done: (fine: boolean) => void,
+    attempt = 1
   ): void {
-    // A late cancel would hit the question.
-    if (connection.cancelsInFlight > 0) {
-      connection.onCancelsEnded.push(() => {
-        if (connection.state === "leased") this.#askBetween(connection, client, conversation, done)
-      })
-      return
+    const again = (next: number) => {
+      if (connection.state === "leased") this.#askBetween(connection, client, ask, done, next)
     }
+    // A late cancel would hit the question.
+    if (connection.cancelsInFlight > 0) return void connection.onCancelsEnded.push(() => again(attempt))
     connection.lessee = null
-    const asking = { ...conversation, onNotification: (body: Buffer) => client.onNotification(body) }
+    const asking = { ...ask(), onNotification: (body: Buffer) => client.onNotification(body) }
     connection.converse(asking, this.#now() + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
+      // On a busy machine even a SHOW can take longer than the session's own `statement_timeout = 1`; nothing of it was done.
+      if (wasCancelled(end) && attempt < MAX_ATTEMPTS) return again(attempt + 1)
       const fine = end._tag === "Done"
       if (fine) connection.lessee = client
       else if (end._tag !== "Lost") {
@@ -1011,6 +1023,9 @@ export class Pool {
     })
   }
 }
+
+const wasCancelled = (end: ConversationEnd): boolean =>
+  end._tag === "Refused" && end.error.sqlState === SqlState.queryCanceled
 
 /** Of an empty array `[-1]` would be looked up as the name "-1", 0.3 µs. */
 const lastOf = <A>(of: ReadonlyArray<A>): A | null => (of.length > 0 ? of[of.length - 1]! : null)

@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { faultyServer, change, noFault, pass, sqlOf, withSql } from "../support/faultyServer.ts"
 import { eventually, startPerseus, whole } from "../support/perseus.ts"
+import { connection } from "../support/postgres.ts"
 import { functionCall, query, rowsOf, sqlStatesOf } from "../support/rawClient.ts"
 
 describe("what a client does in its session", () => {
@@ -42,6 +44,27 @@ describe("what a client does in its session", () => {
         )
         a.vanish()
       }
+    })
+  )
+
+  it.live("a question of ours that runs into the session's own statement_timeout is asked again", () =>
+    Effect.gen(function* () {
+      const server = yield* faultyServer(connection())
+      const perseus = yield* startPerseus({ through: server, tenants: ["red"] })
+      const client = yield* perseus.login("red")
+      let slowed = 0
+      yield* server.inject({
+        fromFrontend: (message) => {
+          if (slowed === 3 || sqlOf(message) !== "SHOW statement_timeout") return pass
+          slowed++
+          return change(withSql(message, "SELECT pg_sleep(1)::text"))
+        }
+      })
+      assert.deepStrictEqual(sqlStatesOf(yield* client.query("SET statement_timeout = '10ms'")), [])
+      assert.deepStrictEqual(rowsOf(yield* client.query("SHOW statement_timeout")), ["10ms"])
+      assert.strictEqual(slowed, 3)
+      yield* server.inject(noFault)
+      assert.deepStrictEqual(rowsOf(yield* client.query("SELECT 1")), ["1"])
     })
   )
 
