@@ -405,10 +405,10 @@ export class Pool {
   /** What has to be said to the server before this client may have the connection; null: nothing. */
   #needs(connection: Connection, tenant: PoolTenant, settings: ClientSettings): Conversation | null {
     const isOwn = tenant.mode === "session"
-    if (!isOwn && (connection.tenant !== tenant || !connection.stateKnown)) return switchTo(tenant.path, settings)
+    if (!isOwn && (connection.tenant !== tenant || !connection.stateKnown)) return switchFor(tenant, settings)
     if (!isOwn && connection.settings.key !== settings.key) {
       const { settings: before } = connection
-      return needSwitch(before, settings) ? switchTo(tenant.path, settings) : differences(before, settings)
+      return needSwitch(before, settings) ? switchFor(tenant, settings) : differences(before, settings)
     }
     const checkAfter = this.#limits.ServerCheckDelaySecs * 1000
     // Most were idle for less than a sweep's period: no need to look at the clock.
@@ -1022,6 +1022,15 @@ export class Pool {
       )
     })
   }
+}
+
+const switchFor = (tenant: PoolTenant, settings: ClientSettings): Conversation => {
+  const { path, switching } = tenant
+  if (switching !== null && switching.path === path && switching.settings === settings.key)
+    return switching.conversation
+  const conversation = switchTo(path, settings)
+  tenant.switching = { path, settings: settings.key, conversation }
+  return conversation
 }
 
 const wasCancelled = (end: ConversationEnd): boolean =>

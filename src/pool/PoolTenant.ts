@@ -8,7 +8,7 @@
 import type { SessionFault } from "../errors.ts"
 import type { Credential } from "./Credential.ts"
 import type { Refusal } from "./Reachability.ts"
-import { safeFloor, type ClientSettings, type Floor } from "./Reset.ts"
+import { safeFloor, type ClientSettings, type Conversation, type Floor } from "./Reset.ts"
 import type { Lessee, ServerConnection } from "./ServerConnection.ts"
 import { Lane, WaitQueue, type Waiter } from "./WaitQueue.ts"
 
@@ -87,6 +87,12 @@ export class PoolTenant {
   readonly idle: Array<Connection> = []
   /** Sessions and connections that refer to it. */
   references = 0
+  /** The switch to this path and these settings: made once, for a tenant's clients mostly have the same. */
+  switching: {
+    readonly path: ReadonlyArray<string>
+    readonly settings: string
+    readonly conversation: Conversation
+  } | null = null
   /** ParameterStatus messages for a login with these settings, by their key. */
   readonly greetings = new Map<string, { readonly bytes: Buffer; readonly epoch: number }>()
 
