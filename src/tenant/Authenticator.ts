@@ -113,7 +113,12 @@ export class Authenticator extends Context.Service<
           if (answer !== null) yield* prompt.finish(answer)
         })
 
+        /** Of rows as long as they are remembered: what a row comes to is the same for each login. */
+        const located = new WeakMap<AuthRow, Placement>()
+
         const locate = Effect.fnUntraced(function* (row: AuthRow) {
+          const known = located.get(row)
+          if (known !== undefined) return known
           const { destHost, destDb, destUser, destPassEnc } = row
           if (destHost === null) return yield* nullColumn(row, "dest_host")
           if (destDb === null) return yield* nullColumn(row, "dest_db")
@@ -132,7 +137,7 @@ export class Authenticator extends Context.Service<
             })
           }
           const password = yield* kms.decrypt(destPassEnc)
-          return {
+          const placement: Placement = {
             tenantKey: tenantName(row),
             destination: { label: destHost, database: destDb, ...address.success },
             credential: new Credential(destUser, password),
@@ -140,6 +145,8 @@ export class Authenticator extends Context.Service<
             schema: row.sourceSchema,
             mode: row.poolMode
           }
+          located.set(row, placement)
+          return placement
         })
 
         return Authenticator.of({

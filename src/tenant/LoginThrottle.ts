@@ -238,9 +238,13 @@ class Recent<Value> {
 const sleepUntil = (moment: number): Effect.Effect<void> =>
   Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sleep(Math.max(0, moment - now)))
 
-/** A key of one length, however long the names are. */
-const digest = (...names: ReadonlyArray<string>): string =>
-  createHash("sha256").update(JSON.stringify(names)).digest("base64")
+/** A short key, however long the names are. */
+const digest = (...names: ReadonlyArray<string>): string => {
+  const key = JSON.stringify(names)
+  return key.length <= MAX_KEY_LENGTH ? key : createHash("sha256").update(key).digest("base64")
+}
+
+const MAX_KEY_LENGTH = 64
 
 /** The address without its port, and of an IPv6 address the first four groups. */
 export const networkOf = (remote: string): string => {
