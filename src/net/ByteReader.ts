@@ -79,10 +79,7 @@ export class ByteReader implements TransportHandler {
 
   /** The first byte that was not read, which it stays. */
   get firstByte(): Effect.Effect<number, ReadFailure> {
-    return Effect.map(this.read(1), (byte) => {
-      this.#pending = Buffer.concat([byte, this.#pending])
-      return byte[0]!
-    })
+    return Effect.map(this.#until(1), () => this.#pending[0]!)
   }
 
   /**
@@ -109,13 +106,20 @@ export class ByteReader implements TransportHandler {
 
   /** Exactly `length` bytes, as a copy of their own. */
   read(length: number): Effect.Effect<Buffer, ReadFailure> {
-    return Effect.callback<Buffer, ReadFailure>((resume) => {
+    return Effect.map(this.#until(length), () => {
+      const bytes = this.#pending.subarray(0, length)
+      this.#pending = this.#pending.subarray(length)
+      return bytes
+    })
+  }
+
+  /** Succeeds when so many bytes have come that were not read. */
+  #until(length: number): Effect.Effect<void, ReadFailure> {
+    return Effect.callback<void, ReadFailure>((resume) => {
       const look = () => {
         if (this.#pending.length >= length) {
-          const bytes = this.#pending.subarray(0, length)
-          this.#pending = this.#pending.subarray(length)
           this.#wake = null
-          resume(Effect.succeed(bytes))
+          resume(Effect.void)
         } else if (this.#gone !== null) {
           this.#wake = null
           resume(Effect.fail(this.#gone))
