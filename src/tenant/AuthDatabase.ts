@@ -8,20 +8,17 @@
  * `verify-ca` where `sslrootcert` is given), and `prefer` and `allow` try the other way when the first is refused.
  */
 import * as PgConnection from "@effect/sql-pg/PgConnection"
-import * as PgPool from "@effect/sql-pg/PgPool"
 import * as Arr from "effect/Array"
-import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Queue from "effect/Queue"
-import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import type { SqlError } from "effect/sql/SqlError"
 import { readFile } from "node:fs/promises"
 import type { ConnectionOptions } from "node:tls"
 import { ConfigInvalid } from "../errors.ts"
+import * as AuthConnections from "./AuthConnections.ts"
 import type { AuthDsn } from "./AuthDsn.ts"
 
 /** A connection could not be had, or a statement failed. */
@@ -56,25 +53,14 @@ export const make = Effect.fnUntraced(function* (
   const ways = Arr.map(yield* encryptions(dsn), (ssl) => connectionConfig(dsn, ssl))
   // Made when first needed: a way that the server refuses must not open pool_min_conns over and over.
   const pools = yield* Effect.forEach(ways, (config) =>
-    PgPool.make({
-      ...config,
-      maxConnections: dsn.pool.maxConnections,
-      minConnections: dsn.pool.minConnections,
-      // The pool looks for idle ones as often as this.
-      idleTimeout: Duration.max(dsn.pool.maxConnectionIdleTime, Duration.seconds(1))
-    }).pipe(
-      Effect.map((pool) => youngFrom(pool, dsn)),
+    AuthConnections.make(PgConnection.make(config), dsn.pool).pipe(
       Scope.provide(scope),
       Effect.uninterruptible,
       Effect.cached
     )
   )
   const query = firstThatConnects(pools, (pool, sql: string, parameters: ReadonlyArray<string>) =>
-    pool.pipe(
-      Effect.flatten,
-      Effect.flatMap((connection) => connection.query(sql, parameters, false)),
-      Effect.scoped
-    )
+    Effect.flatMap(pool, (connections) => connections.query(sql, parameters))
   )
   const connect = firstThatConnects(ways, (config) => PgConnection.make(config))
 
@@ -141,28 +127,6 @@ const toAuthDatabaseError = ({ reason }: SqlError): AuthDatabaseError => {
       code !== undefined && /^[0-9A-Z]{5}$/.test(code) && cause instanceof Error && "severity" in cause
         ? code
         : undefined
-  })
-}
-
-/**
- * A connection of the pool that is not past its lifetime. Each has a jitter of its own: they would else all end in the same
- * second, after a start or a failover. PgPool's own `connectionTTL` is one for all.
- */
-const youngFrom = (pool: PgPool.PgPool, dsn: AuthDsn) => {
-  const { maxConnectionLifetime, maxConnectionLifetimeJitter } = dsn.pool
-  const lifetime = Effect.map(Random.next, (fraction) =>
-    Duration.toMillis(Duration.sum(maxConnectionLifetime, Duration.times(maxConnectionLifetimeJitter, fraction)))
-  )
-  const ends = new WeakMap<PgConnection.PgConnection, number>()
-  return Effect.gen(function* () {
-    while (true) {
-      const connection = yield* pool.get
-      const now = yield* Clock.currentTimeMillis
-      const end = ends.get(connection)
-      if (end === undefined) ends.set(connection, now + (yield* lifetime))
-      if (end === undefined || now < end) return connection
-      yield* pool.invalidate(connection)
-    }
   })
 }
 

@@ -39,6 +39,8 @@ export interface AuthDsn {
     readonly maxConnectionLifetime: Duration.Duration
     readonly maxConnectionLifetimeJitter: Duration.Duration
     readonly maxConnectionIdleTime: Duration.Duration
+    /** How often they are looked through. */
+    readonly healthCheckPeriod: Duration.Duration
   }
 }
 
@@ -61,8 +63,8 @@ export const parse = (dsn: Redacted.Redacted<string>): Result.Result<AuthDsn, st
     const minConnections = yield* parameters.integer("pool_min_conns", 0, { min: 0 })
     const maxConnections = yield* parameters.integer("pool_max_conns", 4, { min: 1 })
     if (minConnections > maxConnections) return yield* Result.fail("pool_min_conns: must not be above pool_max_conns")
-    // How often pgx looks through its pool. Ours does so by other measures (AuthDatabase), but a mistake is one all the same.
-    yield* parameters.duration("pool_health_check_period", Duration.minutes(1))
+    const healthCheckPeriod = yield* parameters.duration("pool_health_check_period", Duration.minutes(1))
+    if (Duration.isZero(healthCheckPeriod)) return yield* Result.fail("pool_health_check_period: must be above 0")
 
     return {
       host: host === "" ? "localhost" : host,
@@ -82,7 +84,8 @@ export const parse = (dsn: Redacted.Redacted<string>): Result.Result<AuthDsn, st
         minConnections,
         maxConnectionLifetime: yield* parameters.duration("pool_max_conn_lifetime", Duration.hours(1)),
         maxConnectionLifetimeJitter: yield* parameters.duration("pool_max_conn_lifetime_jitter", Duration.zero),
-        maxConnectionIdleTime: yield* parameters.duration("pool_max_conn_idle_time", Duration.minutes(30))
+        maxConnectionIdleTime: yield* parameters.duration("pool_max_conn_idle_time", Duration.minutes(30)),
+        healthCheckPeriod
       },
       startupParameters: yield* parameters.rest()
     }

@@ -238,10 +238,17 @@ describe("the pool", () => {
   const backend = (auth: AuthDatabase.AuthDatabase) =>
     Effect.map(auth.query("SELECT pg_backend_pid() AS pid"), ([row]) => row?.pid)
 
+  /** The process ids of the connections whose `application_name` is this. */
+  const backends = (database: TestDatabase, name: string) =>
+    Effect.map(
+      database.query("SELECT pid FROM pg_stat_activity WHERE application_name = $1", [name]),
+      (rows): ReadonlyArray<unknown> => rows.map((row) => row.pid)
+    )
+
   /** One connection, which nothing but its lifetime ends. */
   const single = { pool_max_conns: "1", pool_max_conn_idle_time: "24h" }
 
-  it.effect("replaces a connection of pool_max_conn_lifetime when it is next needed, and not before", () =>
+  it.effect("replaces a connection of pool_max_conn_lifetime, and not before", () =>
     Effect.gen(function* () {
       const database = yield* freshDatabase()
       const auth = yield* open(database, { ...single, pool_max_conn_lifetime: "1h" })
@@ -253,6 +260,29 @@ describe("the pool", () => {
       assert.notStrictEqual(second, first)
       assert.strictEqual(yield* backend(auth), second)
     })
+  )
+
+  it.effect(
+    "counts the lifetime from the opening, and looks every pool_health_check_period, whether it is used or not",
+    () =>
+      Effect.gen(function* () {
+        const database = yield* freshDatabase()
+        const auth = yield* open(database, {
+          pool_min_conns: "2",
+          pool_max_conn_lifetime: "1m",
+          pool_health_check_period: "50s",
+          application_name: "aging"
+        })
+        yield* auth.query("SELECT 1")
+        const both = (pids: ReadonlyArray<unknown>) => pids.length === 2
+        const first = yield* Effect.repeat(backends(database, "aging"), { until: both })
+        yield* TestClock.adjust("99 seconds")
+        assert.sameMembers([...(yield* backends(database, "aging"))], [...first])
+        yield* TestClock.adjust("1 seconds")
+        yield* Effect.repeat(backends(database, "aging"), {
+          until: (pids: ReadonlyArray<unknown>) => both(pids) && !pids.some((pid) => first.includes(pid))
+        })
+      })
   )
 
   it.effect("gives each connection a share of pool_max_conn_lifetime_jitter of its own", () =>
@@ -278,10 +308,6 @@ describe("the pool", () => {
         pool_max_conn_idle_time: "5m",
         application_name: "idle"
       })
-      const count = Effect.map(
-        database.query("SELECT count(*)::int AS n FROM pg_stat_activity WHERE application_name = 'idle'"),
-        ([row]) => row?.n
-      )
       const locker = yield* database.client
       yield* Effect.promise(() => locker.query("SELECT pg_advisory_lock(2)"))
       const lock = auth.query("SELECT pg_advisory_lock_shared(2)")
@@ -290,24 +316,51 @@ describe("the pool", () => {
       yield* Effect.promise(() => locker.query("SELECT pg_advisory_unlock(2)"))
       yield* Fiber.join(queries)
       yield* TestClock.adjust("299 seconds")
-      assert.strictEqual(yield* count, 3)
-      // It is looked for as often as that.
-      yield* TestClock.adjust("301 seconds")
-      yield* Effect.repeat(count, { until: (n) => n === 1 })
-      yield* TestClock.adjust("1 hour")
-      assert.strictEqual(yield* count, 1)
+      assert.lengthOf(yield* backends(database, "idle"), 3)
+      yield* TestClock.adjust("1 seconds")
+      yield* Effect.repeat(backends(database, "idle"), { until: (pids: ReadonlyArray<unknown>) => pids.length === 1 })
+      yield* TestClock.adjust("30 minutes")
+      assert.lengthOf(yield* backends(database, "idle"), 1)
     })
   )
 
-  it.effect("keeps nothing open where pool_max_conn_idle_time is 0, and is not kept busy by that", () =>
+  it.effect("keeps nothing idle open beyond the next check where pool_max_conn_idle_time is 0", () =>
     Effect.gen(function* () {
       const database = yield* freshDatabase()
       const auth = yield* open(database, { pool_max_conn_idle_time: "0", application_name: "fleeting" })
       yield* auth.query("SELECT 1")
-      yield* TestClock.adjust("2 seconds")
-      yield* Effect.repeat(database.query("SELECT pid FROM pg_stat_activity WHERE application_name = 'fleeting'"), {
-        until: (open: ReadonlyArray<unknown>) => open.length === 0
+      yield* TestClock.adjust("1 minute")
+      yield* Effect.repeat(backends(database, "fleeting"), {
+        until: (pids: ReadonlyArray<unknown>) => pids.length === 0
       })
+    })
+  )
+
+  it.live("passes over connections that the server has ended while they were idle", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { pool_min_conns: "3", application_name: "ended" })
+      for (let round = 0; round < 3; round++) {
+        yield* auth.query("SELECT 1")
+        yield* Effect.repeat(backends(database, "ended"), {
+          until: (pids: ReadonlyArray<unknown>) => pids.length === 3
+        })
+        yield* database.query(
+          "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'ended'"
+        )
+        assert.deepStrictEqual(yield* auth.query("SELECT 1 AS one"), [{ one: 1 }])
+      }
+    })
+  )
+
+  it.live("reports what a statement fails with, and goes on", () =>
+    Effect.gen(function* () {
+      const database = yield* freshDatabase()
+      const auth = yield* open(database, { pool_max_conns: "1" })
+      for (let round = 0; round < 2; round++) {
+        assert.strictEqual((yield* Effect.flip(auth.query("SELECT nothing"))).sqlState, "42703")
+        assert.deepStrictEqual(yield* auth.query("SELECT 1 AS one"), [{ one: 1 }])
+      }
     })
   )
 

@@ -46,7 +46,8 @@ describe("parse", () => {
         minConnections: 0,
         maxConnectionLifetime: Duration.hours(1),
         maxConnectionLifetimeJitter: Duration.zero,
-        maxConnectionIdleTime: Duration.minutes(30)
+        maxConnectionIdleTime: Duration.minutes(30),
+        healthCheckPeriod: Duration.minutes(1)
       }
     })
   })
@@ -74,7 +75,7 @@ describe("parse", () => {
     })
   })
 
-  it("reads all the pool's parameters, of which pool_health_check_period says nothing to us", () => {
+  it("reads all the pool's parameters", () => {
     const { pool } = parsed(
       withParameter(
         "pool_max_conns=20&pool_min_conns=3&pool_max_conn_lifetime=1h30m&pool_max_conn_idle_time=90s" +
@@ -86,7 +87,8 @@ describe("parse", () => {
       minConnections: 3,
       maxConnectionLifetime: Duration.minutes(90),
       maxConnectionIdleTime: Duration.seconds(90),
-      maxConnectionLifetimeJitter: Duration.seconds(90)
+      maxConnectionLifetimeJitter: Duration.seconds(90),
+      healthCheckPeriod: Duration.millis(500)
     })
   })
 
@@ -157,6 +159,7 @@ describe("parse", () => {
       ["pool_max_conns=four", "pool_max_conns: must be an integer from 1 to 2147483647"],
       ["pool_min_conns=-1", "pool_min_conns: must be an integer from 0 to 2147483647"],
       ["pool_health_check_period=1", "pool_health_check_period: must be a duration such as 1h30m, 90s or 500ms"],
+      ["pool_health_check_period=0", "pool_health_check_period: must be above 0"],
       ["pool_min_conns=5", "pool_min_conns: must not be above pool_max_conns"],
       ["pool_max_conn_idle_time=5", "pool_max_conn_idle_time: must be a duration such as 1h30m, 90s or 500ms"],
       ["pool_max_con=5", "pool_max_con: is not a setting of the pool"],
