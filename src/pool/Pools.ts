@@ -9,7 +9,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as RcMap from "effect/RcMap"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as SubscriptionRef from "effect/SubscriptionRef"
 import { LiveConfig } from "../config/LiveConfig.ts"
@@ -89,20 +89,21 @@ export class Pools extends Context.Service<
 
       return Pools.of({
         place: (placement, settings) =>
-          Effect.flatMap(RcMap.get(byDestination, encodeKey(placement.destination)), (pool) =>
-            Effect.acquireRelease(
-              Effect.sync(() => ({
-                pool,
-                tenant: pool.retain(placement, settings)
-              })),
-              ({ tenant }) => Effect.sync(() => pool.release(tenant))
-            )
+          Effect.uninterruptible(
+            Effect.gen(function* () {
+              const pool = yield* RcMap.get(byDestination, encodeKey(placement.destination))
+              const tenant = pool.retain(placement, settings)
+              yield* Scope.addFinalizer(yield* Effect.scope, releaseOf(pool, tenant))
+              return { pool, tenant }
+            })
           ),
         snapshots: () => [...pools.values()].map((pool) => pool.snapshot())
       })
     })
   )
 }
+
+const releaseOf = (pool: Pool, tenant: PoolTenant): Effect.Effect<void> => Effect.sync(() => pool.release(tenant))
 
 /** A key of strings and numbers only, so that equal destinations have equal keys (and `a_b`+`c` is not `a`+`b_c`). */
 const encodeKey = ({ label, host, port, database }: Destination): string =>

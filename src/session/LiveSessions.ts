@@ -80,6 +80,11 @@ export class LiveSessions {
     return this.#sessions.size
   }
 
+  /** Undefined before the login is done. */
+  tenantOf(transport: Transport): string | undefined {
+    return this.#sessions.get(transport)?.session.identity.placement.tenantKey
+  }
+
   countOf(tenantKey: string): number {
     return this.#byTenant.get(tenantKey)?.size ?? 0
   }

@@ -6,6 +6,7 @@
  * fiber owns the transport; the relay borrows it, and its finalizer returns the lease.
  */
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { LiveConfig } from "../config/LiveConfig.ts"
 import type { LiveTls } from "../config/LiveTls.ts"
@@ -50,39 +51,73 @@ export interface House {
   readonly recheck: (session: LiveSession) => void
 }
 
-/** Ends when the client has gone or was told why it must go. Never fails. */
-export const serve = (house: House, reader: ByteReader, transport: Transport): Effect.Effect<void> =>
-  Effect.acquireUseRelease(
-    Effect.sync(() => house.live.open(transport)),
-    () => Effect.scoped(run(house, reader, transport)),
-    () =>
-      Effect.andThen(
-        close(transport),
-        Effect.sync(() => house.live.close(transport))
-      )
-  ).pipe(Effect.annotateLogs({ remote: transport.remote }))
+/**
+ * Ends when the client has gone or was told why it must go, with what it was told. Never fails.
+ *
+ * A session sleeps most of its life. Its fiber's stack is flat then: the frames of the login are gone, and there is one that
+ * gives back (each operator around it is 100 to 300 bytes of every idle client; `suspend`: what an operator is made of lives
+ * as long as its frame).
+ */
+export const serve = (house: House, reader: ByteReader, transport: Transport): Effect.Effect<SessionFault | null> =>
+  Effect.suspend(() => {
+    house.live.open(transport)
+    const scope = Scope.makeUnsafe()
+    return Effect.onExit(
+      Effect.suspend(() =>
+        Effect.flatMap(admit(house, reader, transport, scope), (client) =>
+          client === null ? untold : relay(house, reader, transport, client)
+        )
+      ),
+      (exit) => leave(house, transport, scope, Exit.isSuccess(exit) ? exit.value : null)
+    )
+  })
 
-const run = Effect.fnUntraced(
-  function* (house: House, reader: ByteReader, transport: Transport) {
+const untold = Effect.succeed<SessionFault | null>(null)
+
+/** Null where there is nobody to serve: it has been told why, has left, or came for a cancel, which is done. */
+const admit = (
+  house: House,
+  reader: ByteReader,
+  transport: Transport,
+  scope: Scope.Scope
+): Effect.Effect<LoggedInClient | null> =>
+  Effect.suspend(() => {
     const seconds = house.config.current().LimitSettings.ClientLoginTimeoutSecs
-    const client = yield* Effect.raceAllFirst([
-      logIn(house, reader, transport),
+    return Effect.raceAllFirst([
+      logIn(house, reader, transport, scope),
       reader.gone,
       house.live.untilDraining,
       Effect.andThen(
         Effect.sleep(seconds * 1000),
         Effect.suspend(() => Effect.fail(new LoginTimedOut({ seconds })))
       )
-    ]).pipe(Effect.tapError((failure) => Effect.sync(() => house.live.countLogin(outcomeOf(failure)))))
-    if (client !== null) yield* relay(house, reader, transport, client)
-  },
-  (effect, house, _reader, transport) =>
-    Effect.catch(effect, (failure) => {
-      if (failure._tag === "TlsHandshakeFailed") return Effect.logInfo(failure.message)
+    ])
+  }).pipe(
+    Effect.catch((failure) => {
+      house.live.countLogin(outcomeOf(failure))
+      if (failure._tag === "TlsHandshakeFailed") return Effect.as(Effect.logInfo(failure.message), null)
       const fault = faultOf(failure)
-      return fault === null ? Effect.logDebug("the client left during its login") : tell(house, transport, fault)
-    })
-)
+      return Effect.as(
+        fault === null ? Effect.logDebug("the client left during its login") : tell(house, transport, fault),
+        null
+      )
+    }),
+    Effect.annotateLogs({ remote: transport.remote })
+  )
+
+/** Gives back all that the session holds, whichever way it ended. */
+const leave = (
+  house: House,
+  transport: Transport,
+  scope: Scope.Closeable,
+  fault: SessionFault | null
+): Effect.Effect<void> =>
+  (fault === null ? Effect.void : tell(house, transport, fault)).pipe(
+    Effect.annotateLogs({ remote: transport.remote, tenant: house.live.tenantOf(transport) }),
+    Effect.andThen(Scope.close(scope, Exit.void)),
+    Effect.andThen(close(transport)),
+    Effect.andThen(Effect.sync(() => house.live.close(transport)))
+  )
 
 /** Lets the last words out. A client that does not take them is cut off. */
 const close = (transport: Transport): Effect.Effect<void> =>
@@ -109,12 +144,13 @@ interface LoggedInClient {
   readonly rowChanges: number
 }
 
-/** Null where the connection was for a cancel, which is done. */
+/** Null where the connection was for a cancel, which is done. What is acquired is held by the scope. */
 const logIn = Effect.fnUntraced(function* (
   house: House,
   reader: ByteReader,
-  transport: Transport
-): Effect.fn.Return<LoggedInClient | null, SessionFault | TlsHandshakeFailed | ReadFailure, Scope.Scope> {
+  transport: Transport,
+  scope: Scope.Scope
+): Effect.fn.Return<LoggedInClient | null, SessionFault | TlsHandshakeFailed | ReadFailure> {
   const request = yield* negotiate(reader, transport, house.tls.toClients())
   if (request._tag === "Cancel") {
     yield* house.live.cancel(request.processId, request.secretKey)
@@ -136,7 +172,6 @@ const logIn = Effect.fnUntraced(function* (
   const identity = yield* house.authenticator.login(claim, promptFor(reader, transport))
   const full = tenantIsFull(house, identity)
   if (full !== null) return yield* full
-  const scope = yield* Effect.scope
   const placeScope = yield* Scope.fork(scope)
   const place = yield* Scope.provide(house.pools.place(identity.placement, request.settings), placeScope)
   const parameters = yield* place.pool.greeting(place.tenant, request.settings)
@@ -150,17 +185,20 @@ const tenantIsFull = (house: House, { placement }: Identity): TooManyClients | n
     : null
 }
 
-/** Greets, then sleeps until the session is over. */
+/** Greets, then sleeps until the session is over, with what there is to tell the client. */
 const relay = (
   house: House,
   reader: ByteReader,
   transport: Transport,
   { request, identity, place, placeScope, scope, parameters, rowChanges }: LoggedInClient
-): Effect.Effect<void, SessionFault> =>
-  Effect.callback<void, SessionFault>((resume) => {
+): Effect.Effect<SessionFault | null> =>
+  Effect.callback<SessionFault | null>((resume) => {
     // Again: others of its tenant may have come in while it waited for its greeting.
     const full = tenantIsFull(house, identity)
-    if (full !== null) return resume(Effect.fail(full))
+    if (full !== null) {
+      house.live.countLogin(outcomeOf(full))
+      return resume(Effect.succeed(full))
+    }
     const pump = new Relay({
       client: transport,
       pool: place.pool,
@@ -175,7 +213,7 @@ const relay = (
             Effect.annotateLogs({ tenant: identity.placement.tenantKey, remote: transport.remote })
           )
         ),
-      onEnd: (fault) => resume(fault === null ? Effect.void : Effect.fail(fault))
+      onEnd: (fault) => resume(Effect.succeed(fault))
     })
     const session = new LiveSession(pump, identity, place, placeScope, scope)
     const key = house.live.logIn(transport, session, request.minor)
@@ -187,7 +225,7 @@ const relay = (
     if (house.live.draining) pump.endAtBorder(new ShuttingDown())
     if (house.live.rowChanges !== rowChanges) house.recheck(session)
     return Effect.sync(() => pump.dispose())
-  }).pipe(Effect.annotateLogs({ tenant: identity.placement.tenantKey }))
+  })
 
 /** The last words to the client, and the log's line. */
 const tell = (house: House, transport: Transport, fault: SessionFault): Effect.Effect<void> =>

@@ -13,6 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { LiveConfig } from "../config/LiveConfig.ts"
 import { LiveTls } from "../config/LiveTls.ts"
+import type { SessionFault } from "../errors.ts"
 import { ByteReader } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
 import { Pools, SWEEP_PERIOD_MS } from "../pool/Pools.ts"
@@ -59,7 +60,7 @@ export class Sessions extends Context.Service<
         fork: (effect) => void runBeside(effect),
         recheck: ({ identity }) => rows.recheck(identity.placement.tenantKey)
       }
-      const fibers = yield* FiberSet.make<void>()
+      const fibers = yield* FiberSet.make<SessionFault | null>()
       const fork = yield* FiberSet.runtime(fibers)()
       const cutNow = yield* Deferred.make<void>()
 
