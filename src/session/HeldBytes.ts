@@ -1,15 +1,55 @@
 /**
- * Bytes that cannot be dealt with yet, in the order in which they came.
+ * Bytes of a client that cannot be dealt with yet, in the order in which they came: a part of a message, or all that came while
+ * it waited. And how many of them there may be.
  *
  * Keeps copies, and puts them together only when somebody looks: a message of 16 MB that comes in chunks of 64 kB would
  * otherwise be copied 128 times over.
  */
+
+/** While it waits for a connection a client may always send this much more; beyond it only while there is an allowance. */
+const HELD_LIMIT = 64 * 1024
+
 export class HeldBytes {
+  readonly #allowance: HeldAllowance
   #parts: Array<Buffer> = []
   #length = 0
+  #needed = 0
+  /** Of the allowance. */
+  #claimed = 0
+
+  constructor(allowance: HeldAllowance) {
+    this.#allowance = allowance
+  }
 
   get length(): number {
     return this.#length
+  }
+
+  /** Looking at them again is in vain before there are this many. */
+  needs(length: number): void {
+    this.#needed = length
+  }
+
+  get ready(): boolean {
+    return this.#length > 0 && this.#length >= this.#needed
+  }
+
+  /** Whether a client that waits, whose bytes these are the last of, may be read on. */
+  claim(bytes: number): boolean {
+    if (this.#length <= HELD_LIMIT) return true
+    if (!this.#allowance.claim(bytes, this.#claimed)) return false
+    this.#claimed += bytes
+    return true
+  }
+
+  /** It does not wait any more. */
+  giveBackClaim(): void {
+    this.#allowance.giveBack(this.#claimed)
+    this.#claimed = 0
+  }
+
+  endsWith(bytes: Uint8Array): boolean {
+    return this.#length >= bytes.length && this.peek().subarray(-bytes.length).equals(bytes)
   }
 
   /** Copies the chunk. */

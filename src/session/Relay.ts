@@ -11,9 +11,7 @@ import type { LimitSettings } from "../config/PerseusConfig.ts"
 import {
   CancelledWhileWaiting,
   FeatureNotSupported,
-  IdleInTransactionTimedOut,
   ProtocolViolation,
-  QueryTimedOut,
   ServerConnectionLost,
   TooManyPinned,
   TransactionRefused,
@@ -53,6 +51,7 @@ import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
 import { PreparedStatements } from "./PreparedStatements.ts"
 import { Traces } from "./Traces.ts"
+import { TransactionTimeouts } from "./TransactionTimeouts.ts"
 import { Translator, type Lease } from "./Translator.ts"
 
 /**
@@ -60,8 +59,6 @@ import { Translator, type Lease } from "./Translator.ts"
  * and stops holds nothing. Longer ones stream.
  */
 const WHOLE_MESSAGE_LIMIT = 16 * 1024
-/** While it waits for a connection a client may always send this much more; beyond it only while there is an allowance. */
-const HELD_LIMIT = 64 * 1024
 /** A server's message whose body matters (ReadyForQuery, CommandComplete, ParameterStatus, an error) is kept up to this. */
 const CARRIED_LIMIT = 64 * 1024
 
@@ -91,9 +88,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   readonly #client: Transport
   #pool: Pool
   #tenant: PoolTenant
-  readonly #limits: () => LimitSettings
   readonly #counters: SessionCounters
-  readonly #allowance: HeldAllowance
   readonly #onPinned: (holds: ReadonlyArray<Hold>) => void
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
@@ -127,11 +122,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   #next: { readonly pool: Pool; readonly tenant: PoolTenant; readonly onMoved: () => void } | null = null
 
   /** Bytes of the client that were not forwarded: a part of a message, or all that came while it waited. */
-  readonly #held = new HeldBytes()
-  /** Of the allowance, while it waits. */
-  #claimed = 0
-  /** Looking at the held bytes again is in vain before there are this many. */
-  #heldNeeded = 0
+  readonly #held: HeldBytes
   /** Bytes of a client's message still to come, which are forwarded (leased) or dropped (not leased). */
   #clientRest = 0
   /** An extended batch was refused: all is dropped up to its Sync. */
@@ -153,18 +144,16 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   #serverPaused = false
   /** The client does not take what it is sent. */
   #clientStalled = false
-  /** Since which sweep the server has been at work or not; 0: since one that is still to come. The clock is 2 % of a transaction. */
-  #busySince = 0
-  #idleSince = 0
+  readonly #timeouts: TransactionTimeouts
 
   constructor(options: RelayOptions) {
     this.#client = options.client
     this.#pool = options.pool
     this.#tenant = options.tenant
     this.settings = this.#startup = options.settings
-    this.#limits = options.limits
+    this.#timeouts = new TransactionTimeouts(options.limits)
     this.#counters = options.counters
-    this.#allowance = options.allowance
+    this.#held = new HeldBytes(options.allowance)
     this.#onPinned = options.onPinned
     this.#onEnd = options.onEnd
   }
@@ -203,8 +192,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     if (this.#server !== null) {
       if (this.#held.length === 0) return this.#forward(chunk, lend)
       this.#held.append(chunk)
-      if (this.#held.length >= this.#heldNeeded) this.#forwardHeld()
-      return
+      return this.#forwardHeld()
     }
     if (this.#held.length === 0 && this.#leaseFor(chunk)) return this.#forward(chunk, lend)
     this.#held.append(chunk)
@@ -224,15 +212,12 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** A client that waits is read for as long as may be, for its leaving comes behind all that it has sent. */
   #readOnWithin(bytes: number): void {
-    if (this.#held.length <= HELD_LIMIT) return
-    if (this.#allowance.claim(bytes, this.#claimed)) this.#claimed += bytes
-    else this.#pauseClient()
+    if (!this.#held.claim(bytes)) this.#pauseClient()
   }
 
   #stopWaiting(): void {
     this.#waiting = false
-    this.#allowance.giveBack(this.#claimed)
-    this.#claimed = 0
+    this.#held.giveBackClaim()
   }
 
   onDrain(): void {
@@ -248,7 +233,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     this.#clientGone = true
     // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
     const waits = this.#waiting || this.#inspecting
-    const mayFinish = waits ? this.#endsInTerminate() : this.#terminating && this.#expectations.serverBusy
+    const mayFinish = waits ? this.#held.endsWith(terminate) : this.#terminating && this.#expectations.serverBusy
     if (!mayFinish) return this.#end(null)
     this.#clientStalled = false
     if (this.#serverPaused) this.#resumeServer()
@@ -265,10 +250,6 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   #goneWhileWaiting(): void {
     if (!this.#terminating) this.#end(null)
     else if (this.#server !== null) this.#sayGoodbye(this.#server)
-  }
-
-  #endsInTerminate(): boolean {
-    return this.#held.length >= terminate.length && this.#held.peek().subarray(-terminate.length).equals(terminate)
   }
 
   /** Without a lease: answers what needs no server, and takes one for the first message that does. */
@@ -381,7 +362,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   onGranted(connection: Connection): void {
     this.#stopWaiting()
     this.#attach(connection)
-    if (this.#held.length > 0) this.#forwardHeld()
+    this.#forwardHeld()
     if (this.#clientGone) return this.#goneWhileWaiting()
     if (!this.#clientStalled) this.#resumeClient()
   }
@@ -390,9 +371,10 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     this.#server = connection
     this.#status = TransactionStatus.idle
     this.#serverSaidFatal = false
-    this.#busySince = this.#idleSince = 0
+    this.#timeouts.restartBusy()
+    this.#timeouts.restartIdle()
     this.#serverCarry = connection.takePending()
-    this.#heldNeeded = 0
+    this.#held.needs(0)
     this.#statements.beginLease()
     this.#correctReports(connection)
   }
@@ -464,7 +446,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   #hearOn(): void {
     this.#resumeClient()
-    if (this.#held.length > 0 && this.#held.length >= this.#heldNeeded) this.#forwardHeld()
+    this.#forwardHeld()
   }
 
   #inspect(connection: Connection, settings: boolean, holds: boolean): void {
@@ -577,7 +559,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   #forwardHeld(): void {
-    this.#forward(this.#held.take(), give)
+    if (this.#held.ready) this.#forward(this.#held.take(), give)
   }
 
   /** Frames of the client go to the server as they came; what is expected for each is written down. */
@@ -588,6 +570,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     let added = 0
     let at = Math.min(this.#clientRest, end)
     let from = 0
+    let needed = 0
     this.#clientRest -= at
     while (at < end && added < REWRITTEN_LIMIT) {
       if (end - at < HEADER_LENGTH) break
@@ -600,7 +583,11 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       }
       const next = at + 1 + length
       const translated = this.#translator.translate(this, type, chunk, at, next, length)
-      if (translated === "incomplete") break
+      if (translated === "incomplete") {
+        // The names of a Bind come first: a little more may do.
+        if (type !== Frontend.bind) needed = length + 1
+        break
+      }
       if (translated instanceof FeatureNotSupported) return this.#end(translated)
       if (translated !== null) {
         rewritten ??= []
@@ -616,28 +603,24 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     }
     if (at > 0 && this.#resting) {
       this.#resting = false
-      this.#idleSince = 0
+      this.#timeouts.restartIdle()
     }
     if (at > end) this.#clientRest = at - end
-    else if (at < end && !this.#terminating) this.#hold(chunk.subarray(at))
+    else if (at < end && !this.#terminating) {
+      this.#held.append(chunk.subarray(at))
+      this.#held.needs(needed)
+    }
     const to = Math.min(at, end)
     if (rewritten !== null && from < to) rewritten.push(chunk.subarray(from, to))
     const taken =
       rewritten === null ? this.#write(viewOf(chunk, 0, to), pass) : this.#write(Buffer.concat(rewritten), give)
     this.#statements.endOfChunk()
     // Nothing will drain where all was taken at once.
-    if (taken && added >= REWRITTEN_LIMIT && this.#held.length > 0) this.#forwardHeld()
+    if (taken && added >= REWRITTEN_LIMIT) this.#forwardHeld()
     const answered = this.#giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
     else if (answered && this.#server !== null && this.#atBorder()) this.#onBorder()
-  }
-
-  /** The beginning of a message that has to be whole, or has too little of it to tell. */
-  #hold(beginning: Buffer): void {
-    this.#held.append(beginning)
-    const wholeNeeded = beginning.length >= HEADER_LENGTH && beginning[0] !== Frontend.bind
-    this.#heldNeeded = wholeNeeded ? lengthAt(beginning, 1) + 1 : 0
   }
 
   #write(bytes: Buffer, pass: Pass): boolean {
@@ -648,8 +631,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   #watchAfterForward(wasBusy: boolean): void {
-    if (this.#expectations.copyIn || this.#clientRest > 0) this.#idleSince = 0
-    if (!wasBusy && this.#serverBusy) this.#busySince = 0
+    if (this.#expectations.copyIn || this.#clientRest > 0) this.#timeouts.restartIdle()
+    if (!wasBusy && this.#serverBusy) this.#timeouts.restartBusy()
   }
 
   // ---- from the server
@@ -683,7 +666,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     }
     if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
     if (from < at) this.#send(viewOf(chunk, from, at), lend)
-    this.#idleSince = 0
+    this.#timeouts.restartIdle()
     if (this.#server !== null && !this.#resting && this.#atBorder()) this.#onBorder()
     else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
   }
@@ -722,7 +705,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     switch (type) {
       case Backend.readyForQuery:
         this.#status = chunk[at + HEADER_LENGTH] ?? 0
-        this.#busySince = 0
+        this.#timeouts.restartBusy()
         if (this.#status !== TransactionStatus.idle && this.#tenant.mode === "statement") {
           this.#end(new TransactionRefused())
           return false
@@ -800,7 +783,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   onServerDrain(): void {
     this.#resumeClient()
-    if (this.#held.length > 0 && this.#held.length >= this.#heldNeeded) this.#forwardHeld()
+    this.#forwardHeld()
   }
 
   // ---- back-pressure
@@ -888,18 +871,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   /** Ends what has gone on for too long. */
   sweep(now: number): void {
     if (this.#server === null || this.#resting) return
-    const { QueryTimeoutSecs, IdleInTransactionTimeoutSecs } = this.#limits()
-    if (this.#serverBusy) {
-      if (this.#busySince === 0) this.#busySince = now
-      if (QueryTimeoutSecs > 0 && now - this.#busySince >= QueryTimeoutSecs * 1000) {
-        this.#end(new QueryTimedOut({ seconds: QueryTimeoutSecs }))
-      }
-    } else {
-      if (this.#idleSince === 0) this.#idleSince = now
-      if (IdleInTransactionTimeoutSecs > 0 && now - this.#idleSince >= IdleInTransactionTimeoutSecs * 1000) {
-        this.#end(new IdleInTransactionTimedOut({ seconds: IdleInTransactionTimeoutSecs }))
-      }
-    }
+    const fault = this.#timeouts.sweep(now, this.#serverBusy)
+    if (fault !== null) this.#end(fault)
   }
 
   #end(fault: SessionFault | null): void {

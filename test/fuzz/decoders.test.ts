@@ -19,7 +19,7 @@ import { decodePassword, decodeSaslInitialResponse, startupMessage } from "../..
 import * as Scram from "../../src/protocol/Scram.ts"
 import { decode, parseOptions } from "../../src/protocol/Startup.ts"
 import { CommandTags } from "../../src/session/CommandTags.ts"
-import { HeldBytes } from "../../src/session/HeldBytes.ts"
+import { HeldAllowance, HeldBytes } from "../../src/session/HeldBytes.ts"
 import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "../../src/session/NamedMessages.ts"
 import { needsSession } from "../../src/session/NeedsSession.ts"
 import { bare, deallocated } from "../../src/session/SqlText.ts"
@@ -105,7 +105,7 @@ describe("frames", () => {
       corpus: clientTurns,
       count: counts.heldBytes,
       check: (input, random) => {
-        const held = new HeldBytes()
+        const held = new HeldBytes(new HeldAllowance())
         const out: Array<Buffer> = []
         for (const piece of random.pieces(input)) {
           held.append(piece)
