@@ -81,6 +81,7 @@ export class HeldBytes {
   clear(): void {
     this.#parts = []
     this.#length = 0
+    this.#needed = 0
   }
 }
 

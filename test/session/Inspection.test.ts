@@ -8,7 +8,7 @@ import { CredentialGroup, PoolTenant, Usage, type Connection } from "../../src/p
 import { clientSettings, noSettings } from "../../src/pool/Reset.ts"
 import { ServerConnection } from "../../src/pool/ServerConnection.ts"
 import { frame, cString, int16 } from "../../src/protocol/Encoder.ts"
-import { parse, query, terminate } from "../../src/protocol/Frontend.ts"
+import { parse, query, sync, terminate } from "../../src/protocol/Frontend.ts"
 import { Expectations } from "../../src/session/Expectations.ts"
 import { HeldAllowance } from "../../src/session/HeldBytes.ts"
 import { PreparedStatements } from "../../src/session/PreparedStatements.ts"
@@ -128,6 +128,18 @@ describe("a relay whose server is being asked", () => {
     client.leave()
     found({ settings: [["work_mem", "9216"]], holds: [], unsettled: false })
     assert.isTrue(server.written.includes("INSERT"))
+  })
+
+  it("what a client asks during the inspection is run, however long a message was that came in pieces before", () => {
+    const { client, server, found } = world()
+    const long = parse("s", Buffer.concat([cString(`SELECT ${"1".repeat(20_000)}`), int16(0)]))
+    client.say(query("LISTEN news"))
+    client.say(long.subarray(0, 10_000))
+    client.say(Buffer.concat([long.subarray(10_000), sync]))
+    server.say(Buffer.concat([done("LISTEN"), ready, frame(0x31, Buffer.alloc(0)), ready]))
+    client.say(query("SELECT 2"))
+    found(listening)
+    assert.isTrue(server.written.includes("SELECT 2"))
   })
 
   const leavings: ReadonlyArray<readonly [how: string, maxPinned: number, leave: (world: World) => void]> = [
