@@ -49,10 +49,11 @@ import { CommandTags } from "./CommandTags.ts"
 import { entries, Expectations } from "./Expectations.ts"
 import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
+import { give, lend, Link, viewOf, type Pass } from "./Link.ts"
 import { PreparedStatements } from "./PreparedStatements.ts"
 import { Traces } from "./Traces.ts"
 import { TransactionTimeouts } from "./TransactionTimeouts.ts"
-import { Translator, type Lease } from "./Translator.ts"
+import { Translator } from "./Translator.ts"
 
 /**
  * A message shorter than this is kept until it is whole before a connection is taken for it: a client that sends half of one
@@ -81,13 +82,11 @@ export interface RelayOptions {
 
 export type RelayState = "idle" | "waiting" | "active" | "ended"
 
-export class Relay implements TransportHandler, PoolClient, Lease {
+export class Relay implements TransportHandler, PoolClient {
   settings: ClientSettings
   readonly mayBeRefused = false
   readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
-  readonly #client: Transport
-  #pool: Pool
-  #tenant: PoolTenant
+  readonly #link: Link
   readonly #counters: SessionCounters
   readonly #onPinned: (holds: ReadonlyArray<Hold>) => void
   readonly #onEnd: (fault: SessionFault | null) => void
@@ -95,7 +94,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   readonly #traces = new Traces()
   /** Values of settings that the client was told since it logged in. */
   #told: Map<string, string> | null = null
-  readonly #statements = new PreparedStatements(this.#traces, () => this.#pool.maxPreparedStatements)
+  readonly #statements = new PreparedStatements(this.#traces, () => this.#link.pool.maxPreparedStatements)
   readonly #translator = new Translator({
     expectations: this.#expectations,
     statements: this.#statements,
@@ -105,17 +104,11 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   /** What it asked for when it logged in: RESET and DISCARD return to this. */
   readonly #startup: ClientSettings
 
-  #server: Connection | null = null
   /** The server is asked what the lease has left; the client is not heard meanwhile. */
   #inspecting = false
-  /** Between two transactions of a client that keeps its connection. */
-  #resting = false
   #waiting = false
-  #ended = false
   /** Terminate has come: what was asked before it is still answered for. */
   #terminating = false
-  /** The client's end of the stream is gone. */
-  #clientGone = false
   /** To be said at the transaction's border. */
   #endAtBorder: SessionFault | null = null
   /** Where the session goes at its next lease: its row has changed. */
@@ -140,16 +133,10 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   /** Goes to the client where a server's error stood. */
   #errorInstead: Buffer | null = null
 
-  #clientPaused = false
-  #serverPaused = false
-  /** The client does not take what it is sent. */
-  #clientStalled = false
   readonly #timeouts: TransactionTimeouts
 
   constructor(options: RelayOptions) {
-    this.#client = options.client
-    this.#pool = options.pool
-    this.#tenant = options.tenant
+    this.#link = new Link(options.client, options.pool, options.tenant)
     this.settings = this.#startup = options.settings
     this.#timeouts = new TransactionTimeouts(options.limits)
     this.#counters = options.counters
@@ -159,37 +146,28 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   get tenant(): PoolTenant {
-    return this.#tenant
-  }
-
-  get pool(): Pool {
-    return this.#pool
-  }
-
-  /** Of the lease; there is one while a message is translated. */
-  get connection(): Connection {
-    return this.#server!
+    return this.#link.tenant
   }
 
   get state(): RelayState {
-    if (this.#ended) return "ended"
-    if (this.#server !== null) return this.#resting ? "idle" : "active"
+    if (this.#link.ended) return "ended"
+    if (this.#link.server !== null) return this.#link.resting ? "idle" : "active"
     if (this.#inspecting) return "active"
     return this.#waiting ? "waiting" : "idle"
   }
 
   /** Takes over the transport; `rest` is what the client had sent behind its password. */
   start(rest: Buffer): void {
-    this.#client.handler = this
-    if (this.#client.closed) this.#end(null)
+    this.#link.client.handler = this
+    if (this.#link.client.closed) this.#end(null)
     else if (rest.length > 0) this.onData(rest)
   }
 
   // ---- from the client
 
   onData(chunk: Buffer): void {
-    if (this.#ended || this.#terminating) return
-    if (this.#server !== null) {
+    if (this.#link.ended || this.#terminating) return
+    if (this.#link.server !== null) {
       if (this.#held.length === 0) return this.#forward(chunk, lend)
       this.#held.append(chunk)
       return this.#forwardHeld()
@@ -202,9 +180,9 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** What `#advance` would come to for the usual chunk, without a copy: leases where it begins with a request and nobody waits. */
   #leaseFor(chunk: Buffer): boolean {
-    if (!this.#parked || this.#clientStalled || this.#clientRest > 0 || this.#droppingToSync) return false
+    if (!this.#parked || this.#link.clientStalled || this.#clientRest > 0 || this.#droppingToSync) return false
     if (!beginsRequest(chunk)) return false
-    const connection = this.#pool.take(this)
+    const connection = this.#link.pool.take(this)
     if (connection === null) return false
     this.#attach(connection)
     return true
@@ -212,7 +190,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** A client that waits is read for as long as may be, for its leaving comes behind all that it has sent. */
   #readOnWithin(bytes: number): void {
-    if (!this.#held.claim(bytes)) this.#pauseClient()
+    if (!this.#held.claim(bytes)) this.#link.pauseClient()
   }
 
   #stopWaiting(): void {
@@ -221,23 +199,21 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   onDrain(): void {
-    this.#clientStalled = false
-    if (this.#serverPaused) this.#resumeServer()
-    if (this.#resting) return this.#hearOn()
-    if (this.#server !== null || this.#waiting || this.#inspecting) return
-    this.#resumeClient()
+    this.#link.unstall()
+    if (this.#link.resting) return this.#hearOn()
+    if (this.#link.server !== null || this.#waiting || this.#inspecting) return
+    this.#link.resumeClient()
     this.#advance()
   }
 
   onClose(): void {
-    this.#clientGone = true
+    this.#link.clientGone = true
     // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
     const waits = this.#waiting || this.#inspecting
     const mayFinish = waits ? this.#held.endsWith(terminate) : this.#terminating && this.#expectations.serverBusy
     if (!mayFinish) return this.#end(null)
-    this.#clientStalled = false
-    if (this.#serverPaused) this.#resumeServer()
-    if (this.#server !== null) this.#sayGoodbye(this.#server)
+    this.#link.unstall()
+    if (this.#link.server !== null) this.#sayGoodbye(this.#link.server)
   }
 
   /** The server finishes what was asked and goes, whatever we think that it still owes. */
@@ -249,12 +225,12 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   /** What it left behind is forwarded: it was whole and ended in a goodbye, or it never will be. */
   #goneWhileWaiting(): void {
     if (!this.#terminating) this.#end(null)
-    else if (this.#server !== null) this.#sayGoodbye(this.#server)
+    else if (this.#link.server !== null) this.#sayGoodbye(this.#link.server)
   }
 
   /** Without a lease: answers what needs no server, and takes one for the first message that does. */
   #advance(): void {
-    while (this.#held.length > 0 && this.#parked && !this.#clientStalled) {
+    while (this.#held.length > 0 && this.#parked && !this.#link.clientStalled) {
       if (this.#clientRest > 0) {
         const dropped = Math.min(this.#clientRest, this.#held.length)
         this.#clientRest -= dropped
@@ -276,7 +252,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** Nothing is leased, waited for or asked. */
   get #parked(): boolean {
-    return !this.#ended && this.#server === null && !this.#waiting && !this.#inspecting
+    return !this.#link.ended && this.#link.server === null && !this.#waiting && !this.#inspecting
   }
 
   /** Ends the session where the message cannot be one. */
@@ -297,7 +273,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       case Frontend.sync:
         this.#droppingToSync = false
         this.#drop(length)
-        this.#send(readyForQueryIdle)
+        this.#link.toClient(readyForQueryIdle)
         return true
       case Frontend.terminate:
         this.#end(null)
@@ -315,7 +291,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
         if (!isClose(held, length)) return false
         if (held[HEADER_LENGTH] === 0x53) this.#statements.closeWithoutLease(held.subarray(0, length + 1))
         this.#drop(length)
-        this.#send(closeComplete)
+        this.#link.toClient(closeComplete)
         return true
     }
     if (!this.#droppingToSync) return false
@@ -332,13 +308,13 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** Leased now or to be granted later; a fault where neither. */
   #acquire(): SessionFault | null {
-    const connection = this.#pool.take(this)
+    const connection = this.#link.pool.take(this)
     if (connection !== null) {
       this.onGranted(connection)
       return null
     }
     this.#waiting = true
-    const fault = this.#pool.wait(this)
+    const fault = this.#link.pool.wait(this)
     if (fault !== null) this.#stopWaiting()
     else if (this.#waiting) this.#readOnWithin(this.#held.length)
     return fault
@@ -354,7 +330,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     if (simple) this.#drop(lengthAt(held, 1))
     else this.#droppingToSync = true
     const error = errorResponse({ ...faultFields(fault), severity: "ERROR" })
-    this.#send(simple ? Buffer.concat([error, readyForQueryIdle]) : error)
+    this.#link.toClient(simple ? Buffer.concat([error, readyForQueryIdle]) : error)
   }
 
   // ---- the lease
@@ -363,12 +339,12 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     this.#stopWaiting()
     this.#attach(connection)
     this.#forwardHeld()
-    if (this.#clientGone) return this.#goneWhileWaiting()
-    if (!this.#clientStalled) this.#resumeClient()
+    if (this.#link.clientGone) return this.#goneWhileWaiting()
+    if (!this.#link.clientStalled) this.#link.resumeClient()
   }
 
   #attach(connection: Connection): void {
-    this.#server = connection
+    this.#link.server = connection
     this.#status = TransactionStatus.idle
     this.#serverSaidFatal = false
     this.#timeouts.restartBusy()
@@ -381,25 +357,25 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   onRefused(fault: SessionFault): void {
     this.#stopWaiting()
-    if (this.#ended) return
+    if (this.#link.ended) return
     this.#refuseHeld(fault)
     this.#goOn()
   }
 
   /** Nothing is leased and nothing waited for: the client is heard again. */
   #goOn(): void {
-    if (!this.#clientStalled) this.#resumeClient()
+    if (!this.#link.clientStalled) this.#link.resumeClient()
     this.#advance()
-    if (this.#clientGone && this.#parked) this.#end(null)
+    if (this.#link.clientGone && this.#parked) this.#end(null)
   }
 
   onServerLost(reason: string): void {
-    this.#server = null
+    this.#link.server = null
     this.#end(this.#serverSaidFatal ? null : this.#lost(reason))
   }
 
   #lost(detail: string): ServerConnectionLost {
-    return new ServerConnectionLost({ destination: this.#pool.name, detail })
+    return new ServerConnectionLost({ destination: this.#link.pool.name, detail })
   }
 
   /** Nothing is owed or half sent, and no transaction is open: the next one may use the connection. */
@@ -418,60 +394,57 @@ export class Relay implements TransportHandler, PoolClient, Lease {
    * is asked of the server first.
    */
   #onBorder(): void {
-    const connection = this.#server!
+    const connection = this.#link.server!
     this.#counters.transactions++
     this.#statements.endLease()
     const traces = this.#traces
     if (this.#isLeaving || this.#expectations.inDoubt || this.#serverSaidFatal) return this.#release()
-    if (this.#tenant.mode === "session") return this.#rest()
-    const holds = traces.holds && this.#pool.pins
+    if (this.#link.tenant.mode === "session") return this.#rest()
+    const holds = traces.holds && this.#link.pool.pins
     if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)
     if (connection.pinned) this.#rest()
     else this.#release()
   }
 
   get #isLeaving(): boolean {
-    return this.#terminating || this.#clientGone || this.#endAtBorder !== null
+    return this.#terminating || this.#link.clientGone || this.#endAtBorder !== null
   }
 
   /** The client keeps its connection, and is heard on. */
   #rest(): void {
-    this.#resting = true
+    this.#link.resting = true
     this.#traces.clear()
     // Ours may have taken its place.
     this.#statements.beginLease()
-    this.#serverCarry ??= this.#server!.takePending()
-    if (!this.#clientStalled) this.#hearOn()
+    this.#serverCarry ??= this.#link.server!.takePending()
+    if (!this.#link.clientStalled) this.#hearOn()
   }
 
   #hearOn(): void {
-    this.#resumeClient()
+    this.#link.resumeClient()
     this.#forwardHeld()
   }
 
   #inspect(connection: Connection, settings: boolean, holds: boolean): void {
     const questions = { settings, holds, customNames: this.#traces.customNames }
     this.#hush(connection)
-    this.#pool.inspect(connection, this, questions, (findings) => {
+    this.#link.pool.inspect(connection, this, questions, (findings) => {
       if (this.#isBack(connection, findings !== null)) this.#onFindings(connection, findings!, holds)
     })
   }
 
   /** The pool speaks with the server meanwhile. */
   #hush(connection: Connection): void {
-    this.#server = null
+    this.#link.unlink(connection)
     this.#inspecting = true
-    if (!this.#serverPaused) return
-    this.#serverPaused = false
-    connection.transport.resume()
   }
 
   /** The client may go on with its connection. */
   #isBack(connection: Connection, fine: boolean): boolean {
     this.#inspecting = false
     this.#stopWaiting()
-    if (fine && !this.#ended) {
-      this.#server = connection
+    if (fine && !this.#link.ended) {
+      this.#link.server = connection
       this.#correctReports(connection)
       return true
     }
@@ -488,10 +461,10 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     const keeps = askedForHolds ? holds.length > 0 : connection.pinned
     // Whoever cannot keep it now, because it leaves or too many do, must not leave it to the next.
     if (askedForHolds) this.#traces.holds = keeps
-    if (this.#clientGone) return this.#restore(connection)
+    if (this.#link.clientGone) return this.#restore(connection)
     if (!keeps || this.#isLeaving) return this.#release()
     const before = connection.pinned
-    if (!this.#pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
+    if (!this.#link.pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
     if (!before) this.#tellPinned(holds)
     if (this.#traces.settings || unsettled) this.#restore(connection)
     else this.#rest()
@@ -500,17 +473,17 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   #tellPinned(holds: ReadonlyArray<Hold>): void {
     this.#counters.countPinned(holds)
     this.#onPinned(holds)
-    if (!this.#pool.pinningNotice) return
+    if (!this.#link.pool.pinningNotice) return
     const message = `this session keeps its server connection: ${holds.join(", ")}`
-    this.#send(noticeResponse({ severity: "NOTICE", sqlState: SqlState.successfulCompletion, message }))
+    this.#link.toClient(noticeResponse({ severity: "NOTICE", sqlState: SqlState.successfulCompletion, message }))
   }
 
   /** A client that keeps its connection may have changed its path there: in the next transaction it is the tenant's again. */
   #restore(connection: Connection): void {
     this.#hush(connection)
-    this.#pool.restore(connection, this, (fine) => {
+    this.#link.pool.restore(connection, this, (fine) => {
       if (!this.#isBack(connection, fine)) return
-      if (this.#clientGone) {
+      if (this.#link.clientGone) {
         // It has said goodbye, behind something that it still wants done.
         this.#forwardHeld()
         this.#goneWhileWaiting()
@@ -520,42 +493,38 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   onNotification(body: Buffer): void {
-    this.#send(frame(Backend.notificationResponse, body))
+    this.#link.toClient(frame(Backend.notificationResponse, body))
   }
 
   #release(): void {
-    const connection = this.#server!
-    this.#server = null
-    this.#resting = false
-    // A stalled client must not leave its paused server to the next one; and stays unread itself until it has caught up.
-    if (this.#serverPaused) {
-      this.#serverPaused = false
-      connection.transport.resume()
-    }
+    const connection = this.#link.server!
+    this.#link.unlink(connection)
+    this.#link.resting = false
     if (this.#expectations.inDoubt || this.#serverSaidFatal) {
       this.#expectations.clear()
       this.#traces.clear()
-      this.#pool.discard(connection, false)
+      this.#link.pool.discard(connection, false)
     } else this.#giveBack(connection, this.#mustReset(connection))
-    if (this.#terminating || this.#clientGone) return this.#end(null)
+    if (this.#terminating || this.#link.clientGone) return this.#end(null)
     if (this.#endAtBorder !== null) return this.#end(this.#endAtBorder)
     this.#move()
-    if (this.#clientStalled) return this.#pauseClient()
-    this.#resumeClient()
+    // It stays unread until it has caught up.
+    if (this.#link.clientStalled) return this.#link.pauseClient()
+    this.#link.resumeClient()
     // The beginning of a message that came while another's lease lasted.
     this.#advance()
   }
 
   /** What a client may leave beside settings must be gone before anybody else has the connection. */
   #mustReset(connection: Connection): boolean {
-    return connection.pinned || this.#tenant.mode === "session" || this.#traces.holds
+    return connection.pinned || this.#link.tenant.mode === "session" || this.#traces.holds
   }
 
   #giveBack(connection: Connection, reset: boolean): void {
     if (this.#traces.any) connection.stateKnown = false
     this.#traces.clear()
     if (reset) connection.mustReset = true
-    this.#pool.give(connection)
+    this.#link.pool.give(connection)
   }
 
   #forwardHeld(): void {
@@ -582,7 +551,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
         break
       }
       const next = at + 1 + length
-      const translated = this.#translator.translate(this, type, chunk, at, next, length)
+      const translated = this.#translator.translate(this.#link, type, chunk, at, next, length)
       if (translated === "incomplete") {
         // The names of a Bind come first: a little more may do.
         if (type !== Frontend.bind) needed = length + 1
@@ -601,8 +570,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       }
       at = next
     }
-    if (at > 0 && this.#resting) {
-      this.#resting = false
+    if (at > 0 && this.#link.resting) {
+      this.#link.resting = false
       this.#timeouts.restartIdle()
     }
     if (at > end) this.#clientRest = at - end
@@ -613,21 +582,16 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     const to = Math.min(at, end)
     if (rewritten !== null && from < to) rewritten.push(chunk.subarray(from, to))
     const taken =
-      rewritten === null ? this.#write(viewOf(chunk, 0, to), pass) : this.#write(Buffer.concat(rewritten), give)
+      rewritten === null
+        ? this.#link.toServer(viewOf(chunk, 0, to), pass)
+        : this.#link.toServer(Buffer.concat(rewritten), give)
     this.#statements.endOfChunk()
     // Nothing will drain where all was taken at once.
     if (taken && added >= REWRITTEN_LIMIT) this.#forwardHeld()
     const answered = this.#giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
-    else if (answered && this.#server !== null && this.#atBorder()) this.#onBorder()
-  }
-
-  #write(bytes: Buffer, pass: Pass): boolean {
-    if (bytes.length === 0) return true
-    const taken = pass(this.#server!.transport, bytes)
-    if (!taken) this.#pauseClient()
-    return taken
+    else if (answered && this.#link.server !== null && this.#atBorder()) this.#onBorder()
   }
 
   #watchAfterForward(wasBusy: boolean): void {
@@ -665,9 +629,9 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       at = next
     }
     if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
-    if (from < at) this.#send(viewOf(chunk, from, at), lend)
+    if (from < at) this.#link.toClient(viewOf(chunk, from, at), lend)
     this.#timeouts.restartIdle()
-    if (this.#server !== null && !this.#resting && this.#atBorder()) this.#onBorder()
+    if (this.#link.server !== null && !this.#link.resting && this.#atBorder()) this.#onBorder()
     else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
   }
 
@@ -679,13 +643,13 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     const forward = this.#hear(type, chunk, at, next)
     let start = from
     if (!forward) {
-      if (start < at) this.#send(viewOf(chunk, start, at), lend)
+      if (start < at) this.#link.toClient(viewOf(chunk, start, at), lend)
       start = next
-      if (this.#errorInstead !== null) this.#send(this.#errorInstead)
+      if (this.#errorInstead !== null) this.#link.toClient(this.#errorInstead)
       this.#errorInstead = null
     }
     if (!this.#expectations.madeUpIsDue) return start
-    if (start < next) this.#send(viewOf(chunk, start, next), lend)
+    if (start < next) this.#link.toClient(viewOf(chunk, start, next), lend)
     this.#giveMadeUpAnswers()
     return next
   }
@@ -695,7 +659,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     if (!this.#expectations.madeUpIsDue) return false
     while (this.#expectations.madeUpIsDue) {
       const { bytes } = this.#expectations.takeMadeUp()
-      if (bytes !== null) this.#send(bytes)
+      if (bytes !== null) this.#link.toClient(bytes)
     }
     return true
   }
@@ -706,7 +670,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       case Backend.readyForQuery:
         this.#status = chunk[at + HEADER_LENGTH] ?? 0
         this.#timeouts.restartBusy()
-        if (this.#status !== TransactionStatus.idle && this.#tenant.mode === "statement") {
+        if (this.#status !== TransactionStatus.idle && this.#link.tenant.mode === "statement") {
           this.#end(new TransactionRefused())
           return false
         }
@@ -724,7 +688,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
           return false
         }
         // A server that goes says so behind an answer that was complete: that is no concern of this client's.
-        return !(atBorder && this.#serverSaidFatal && !this.#resting) && this.#expectations.onError()
+        return !(atBorder && this.#serverSaidFatal && !this.#link.resting) && this.#expectations.onError()
       }
       case Backend.parameterStatus:
         this.#hearParameter(chunk, at, next)
@@ -742,7 +706,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     if (tag === CommandTags.harmless || this.#expectations.head === entries.localSet) return
     this.#traces.onCommand(tag)
     if (!CommandTags.dropsStatements(chunk, from, next)) return
-    this.#server!.statements.clear()
+    this.#link.server!.statements.clear()
     this.#statements.clear()
   }
 
@@ -750,8 +714,9 @@ export class Relay implements TransportHandler, PoolClient, Lease {
     const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     this.#counters.countError(error.sqlState)
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
-    if (error.sqlState === SqlState.featureNotSupported) this.#server?.breakStatements()
-    if (error.sqlState === SqlState.undefinedPreparedStatement && this.#server !== null) this.#server.stateKnown = false
+    if (error.sqlState === SqlState.featureNotSupported) this.#link.server?.breakStatements()
+    if (error.sqlState === SqlState.undefinedPreparedStatement && this.#link.server !== null)
+      this.#link.server.stateKnown = false
     if (isFatal(error)) this.#serverSaidFatal = true
   }
 
@@ -759,7 +724,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   #hearParameter(chunk: Buffer, at: number, next: number): void {
     const parameter = decodeParameterStatus(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
     if (parameter !== null) {
-      this.#server?.parameters.set(...parameter)
+      this.#link.server?.parameters.set(...parameter)
       this.#told ??= new Map()
       this.#told.set(...parameter)
     }
@@ -773,7 +738,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
       const now = connection.parameters.get(name)
       if (now === undefined || now === value) continue
       this.#told.set(name, now)
-      this.#send(parameterStatus(name, now))
+      this.#link.toClient(parameterStatus(name, now))
     }
   }
 
@@ -782,36 +747,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   }
 
   onServerDrain(): void {
-    this.#resumeClient()
+    this.#link.resumeClient()
     this.#forwardHeld()
-  }
-
-  // ---- back-pressure
-
-  #send(bytes: Buffer, pass: Pass = give): void {
-    if (pass(this.#client, bytes) || this.#clientGone) return
-    this.#clientStalled = true
-    if (this.#server !== null && !this.#serverPaused) {
-      this.#serverPaused = true
-      this.#server.transport.pause()
-    } else if (this.#server === null) this.#pauseClient()
-  }
-
-  #resumeServer(): void {
-    this.#serverPaused = false
-    this.#server?.transport.resume()
-  }
-
-  #pauseClient(): void {
-    if (this.#clientPaused || this.#ended) return
-    this.#clientPaused = true
-    this.#client.pause()
-  }
-
-  #resumeClient(): void {
-    if (!this.#clientPaused) return
-    this.#clientPaused = false
-    this.#client.resume()
   }
 
   // ---- from elsewhere in the house
@@ -821,9 +758,10 @@ export class Relay implements TransportHandler, PoolClient, Lease {
    * any more: PostgreSQL's clients wait for that before they ask for anything else, or it would be cancelled in its place.
    */
   cancel(done: () => void): void {
-    if (this.#server !== null && this.#expectations.settled === false) return this.#pool.cancel(this.#server, done)
+    if (this.#link.server !== null && this.#expectations.settled === false)
+      return this.#link.pool.cancel(this.#link.server, done)
     if (this.#waiting) {
-      this.#pool.leave(this)
+      this.#link.pool.leave(this)
       this.onRefused(new CancelledWhileWaiting())
     }
     done()
@@ -831,7 +769,7 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** Ends the session with these words once it holds nothing: now, or when its transaction is over. */
   endAtBorder(fault: SessionFault): void {
-    if (this.#inspecting || (this.#server !== null && !this.#resting)) this.#endAtBorder = fault
+    if (this.#inspecting || (this.#link.server !== null && !this.#link.resting)) this.#endAtBorder = fault
     else this.#end(fault)
   }
 
@@ -846,9 +784,9 @@ export class Relay implements TransportHandler, PoolClient, Lease {
         onMoved()
       }
     }
-    if (this.#server !== null || this.#inspecting) return
+    if (this.#link.server !== null || this.#inspecting) return
     // Where it waits now, what it waits for may never come.
-    if (this.#waiting) this.#pool.leave(this)
+    if (this.#waiting) this.#link.pool.leave(this)
     this.#stopWaiting()
     this.#move()
     this.#goOn()
@@ -857,8 +795,8 @@ export class Relay implements TransportHandler, PoolClient, Lease {
   #move(): void {
     const next = this.#next
     if (next === null) return
-    this.#pool = next.pool
-    this.#tenant = next.tenant
+    this.#link.pool = next.pool
+    this.#link.tenant = next.tenant
     this.#next = null
     next.onMoved()
   }
@@ -870,36 +808,35 @@ export class Relay implements TransportHandler, PoolClient, Lease {
 
   /** Ends what has gone on for too long. */
   sweep(now: number): void {
-    if (this.#server === null || this.#resting) return
+    if (this.#link.server === null || this.#link.resting) return
     const fault = this.#timeouts.sweep(now, this.#serverBusy)
     if (fault !== null) this.#end(fault)
   }
 
   #end(fault: SessionFault | null): void {
-    if (this.#ended) return
+    if (this.#link.ended) return
     // In the middle of a server's message no words of ours can be told from its body: the client sees the end alone.
-    if (this.#serverRest > 0) this.#client.destroy()
+    if (this.#serverRest > 0) this.#link.client.destroy()
     this.dispose()
     this.#onEnd(fault)
   }
 
   /** Gives back or closes what is held. The guarantee of release: safe at any moment, any number of times. */
   dispose(): void {
-    if (this.#ended) return
-    this.#ended = true
+    if (this.#link.ended) return
+    this.#link.ended = true
     if (this.#waiting) {
       this.#stopWaiting()
-      this.#pool.leave(this)
+      this.#link.pool.leave(this)
     }
     this.#held.clear()
-    const connection = this.#server
+    const connection = this.#link.server
     if (connection === null) return
-    this.#server = null
-    if (this.#serverPaused) connection.transport.resume()
+    this.#link.unlink(connection)
     if (this.#atBorder() && !this.#expectations.inDoubt && !this.#serverSaidFatal) {
       return this.#giveBack(connection, this.#mustReset(connection))
     }
-    this.#pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
+    this.#link.pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
   }
 }
 
@@ -935,15 +872,6 @@ const beginsRequest = (chunk: Buffer): boolean => {
       return false
   }
 }
-
-/** How bytes go on: a chunk lies where the next read writes, and is lent; what was copied or made here is given. */
-type Pass = (to: Transport, bytes: Buffer) => boolean
-const lend: Pass = (to, bytes) => to.writeLent(bytes)
-const give: Pass = (to, bytes) => to.write(bytes)
-
-/** Mostly all of it goes on, and a view costs 60 ns. */
-const viewOf = (chunk: Buffer, from: number, to: number): Buffer =>
-  from === 0 && to === chunk.length ? chunk : chunk.subarray(from, to)
 
 /** A whole Close as chapter "Message Formats" has it. */
 const isClose = (held: Buffer, length: number): boolean => {
