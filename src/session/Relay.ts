@@ -14,7 +14,6 @@ import {
   ProtocolViolation,
   ServerConnectionLost,
   TooManyPinned,
-  TransactionRefused,
   type SessionFault
 } from "../errors.ts"
 import type { Transport, TransportHandler } from "../net/Transport.ts"
@@ -23,34 +22,18 @@ import type { Connection, PoolClient, PoolTenant } from "../pool/PoolTenant.ts"
 import { MAX_SETTING_LENGTH, type Findings, type Hold } from "../pool/Inspection.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
 import { Waiter } from "../pool/WaitQueue.ts"
-import {
-  closeComplete,
-  decodeError,
-  decodeParameterStatus,
-  errorResponse,
-  isFatal,
-  noticeResponse,
-  parameterStatus,
-  readyForQueryIdle
-} from "../protocol/Backend.ts"
-import {
-  Backend,
-  Frontend,
-  frontendLimits,
-  HEADER_LENGTH,
-  indexOfNul,
-  lengthAt,
-  TransactionStatus
-} from "../protocol/Frame.ts"
+import { closeComplete, errorResponse, noticeResponse, readyForQueryIdle } from "../protocol/Backend.ts"
+import { Backend, Frontend, frontendLimits, HEADER_LENGTH, indexOfNul, lengthAt } from "../protocol/Frame.ts"
 import { frame } from "../protocol/Encoder.ts"
 import { terminate } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
-import { CommandTags } from "./CommandTags.ts"
-import { entries, Expectations } from "./Expectations.ts"
+import { Expectations } from "./Expectations.ts"
 import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
 import type { SessionCounters } from "./SessionCounters.ts"
 import { give, lend, Link, viewOf, type Pass } from "./Link.ts"
+import { ParameterReports } from "./ParameterReports.ts"
 import { PreparedStatements } from "./PreparedStatements.ts"
+import { ServerStream } from "./ServerStream.ts"
 import { Traces } from "./Traces.ts"
 import { TransactionTimeouts } from "./TransactionTimeouts.ts"
 import { Translator } from "./Translator.ts"
@@ -60,9 +43,6 @@ import { Translator } from "./Translator.ts"
  * and stops holds nothing. Longer ones stream.
  */
 const WHOLE_MESSAGE_LIMIT = 16 * 1024
-/** A server's message whose body matters (ReadyForQuery, CommandComplete, ParameterStatus, an error) is kept up to this. */
-const CARRIED_LIMIT = 64 * 1024
-
 /** 20 bytes of a Bind can make us send a statement of megabytes: beyond this much the rest waits until the server has taken it. */
 const REWRITTEN_LIMIT = 256 * 1024
 
@@ -92,14 +72,12 @@ export class Relay implements TransportHandler, PoolClient {
   readonly #onEnd: (fault: SessionFault | null) => void
   readonly #expectations = new Expectations()
   readonly #traces = new Traces()
-  /** Values of settings that the client was told since it logged in. */
-  #told: Map<string, string> | null = null
   readonly #statements = new PreparedStatements(this.#traces, () => this.#link.pool.maxPreparedStatements)
   readonly #translator = new Translator({
     expectations: this.#expectations,
     statements: this.#statements,
     traces: this.#traces,
-    status: () => this.#status
+    status: () => this.#fromServer.status
   })
   /** What it asked for when it logged in: RESET and DISCARD return to this. */
   readonly #startup: ClientSettings
@@ -121,24 +99,24 @@ export class Relay implements TransportHandler, PoolClient {
   /** An extended batch was refused: all is dropped up to its Sync. */
   #droppingToSync = false
 
-  /** The unfinished message of the server's whose body matters. */
-  #serverCarry: Buffer | null = null
-  /** Bytes of a server's message that streams through, and its type. */
-  #serverRest = 0
-  #serverRestType = 0
-  #status: number = TransactionStatus.idle
-  /** The server has said FATAL: its words have gone to the client, so ours are not needed. */
-  #serverSaidFatal = false
-
-  /** Goes to the client where a server's error stood. */
-  #errorInstead: Buffer | null = null
-
+  readonly #reports: ParameterReports
+  readonly #fromServer: ServerStream
   readonly #timeouts: TransactionTimeouts
 
   constructor(options: RelayOptions) {
     this.#link = new Link(options.client, options.pool, options.tenant)
     this.settings = this.#startup = options.settings
     this.#timeouts = new TransactionTimeouts(options.limits)
+    this.#reports = new ParameterReports(this.#link)
+    this.#fromServer = new ServerStream({
+      link: this.#link,
+      expectations: this.#expectations,
+      statements: this.#statements,
+      traces: this.#traces,
+      reports: this.#reports,
+      timeouts: this.#timeouts,
+      counters: options.counters
+    })
     this.#counters = options.counters
     this.#held = new HeldBytes(options.allowance)
     this.#onPinned = options.onPinned
@@ -345,14 +323,12 @@ export class Relay implements TransportHandler, PoolClient {
 
   #attach(connection: Connection): void {
     this.#link.server = connection
-    this.#status = TransactionStatus.idle
-    this.#serverSaidFatal = false
     this.#timeouts.restartBusy()
     this.#timeouts.restartIdle()
-    this.#serverCarry = connection.takePending()
+    this.#fromServer.beginLease(connection)
     this.#held.needs(0)
     this.#statements.beginLease()
-    this.#correctReports(connection)
+    this.#reports.correct(connection)
   }
 
   onRefused(fault: SessionFault): void {
@@ -371,7 +347,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   onServerLost(reason: string): void {
     this.#link.server = null
-    this.#end(this.#serverSaidFatal ? null : this.#lost(reason))
+    this.#end(this.#fromServer.saidFatal ? null : this.#lost(reason))
   }
 
   #lost(detail: string): ServerConnectionLost {
@@ -380,13 +356,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Nothing is owed or half sent, and no transaction is open: the next one may use the connection. */
   #atBorder(): boolean {
-    return (
-      this.#expectations.settled &&
-      this.#status === TransactionStatus.idle &&
-      this.#clientRest === 0 &&
-      this.#serverCarry === null &&
-      this.#serverRest === 0
-    )
+    return this.#expectations.settled && this.#clientRest === 0 && this.#fromServer.atBorder
   }
 
   /**
@@ -398,7 +368,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#counters.transactions++
     this.#statements.endLease()
     const traces = this.#traces
-    if (this.#isLeaving || this.#expectations.inDoubt || this.#serverSaidFatal) return this.#release()
+    if (this.#isLeaving || this.#expectations.inDoubt || this.#fromServer.saidFatal) return this.#release()
     if (this.#link.tenant.mode === "session") return this.#rest()
     const holds = traces.holds && this.#link.pool.pins
     if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)
@@ -416,7 +386,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#traces.clear()
     // Ours may have taken its place.
     this.#statements.beginLease()
-    this.#serverCarry ??= this.#link.server!.takePending()
+    this.#fromServer.hearPending(this.#link.server!)
     if (!this.#link.clientStalled) this.#hearOn()
   }
 
@@ -445,7 +415,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#stopWaiting()
     if (fine && !this.#link.ended) {
       this.#link.server = connection
-      this.#correctReports(connection)
+      this.#reports.correct(connection)
       return true
     }
     if (fine) this.#giveBack(connection, true)
@@ -500,7 +470,7 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#link.server!
     this.#link.unlink(connection)
     this.#link.resting = false
-    if (this.#expectations.inDoubt || this.#serverSaidFatal) {
+    if (this.#expectations.inDoubt || this.#fromServer.saidFatal) {
       this.#expectations.clear()
       this.#traces.clear()
       this.#link.pool.discard(connection, false)
@@ -588,7 +558,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#statements.endOfChunk()
     // Nothing will drain where all was taken at once.
     if (taken && added >= REWRITTEN_LIMIT) this.#forwardHeld()
-    const answered = this.#giveMadeUpAnswers()
+    const answered = this.#fromServer.giveMadeUpAnswers()
     this.#watchAfterForward(wasBusy)
     if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
     else if (answered && this.#link.server !== null && this.#atBorder()) this.#onBorder()
@@ -601,149 +571,11 @@ export class Relay implements TransportHandler, PoolClient {
 
   // ---- from the server
 
-  onServerData(incoming: Buffer): void {
-    const chunk = this.#serverCarry === null ? incoming : Buffer.concat([this.#serverCarry, incoming])
-    this.#serverCarry = null
-    const end = chunk.length
-    let at = Math.min(this.#serverRest, end)
-    let from = 0
-    if (this.#serverRest > 0) {
-      this.#serverRest -= at
-      if (this.#serverRest === 0) from = this.#complete(this.#serverRestType, chunk, at, at, from)
-    }
-    while (end - at >= HEADER_LENGTH) {
-      const type = chunk[at]!
-      const length = lengthAt(chunk, at + 1)
-      if (length < 4 || length > 0x7fffffff || (type === Backend.readyForQuery && length !== 5)) {
-        return this.#serverBroke()
-      }
-      const next = at + 1 + length
-      if (next > end) {
-        if (bodyMatters(type) && length <= CARRIED_LIMIT) break
-        this.#serverRest = next - end
-        this.#serverRestType = type
-        at = end
-        break
-      }
-      if (type !== Backend.dataRow) from = this.#complete(type, chunk, at, next, from)
-      at = next
-    }
-    if (at < end) this.#serverCarry = Buffer.from(chunk.subarray(at))
-    if (from < at) this.#link.toClient(viewOf(chunk, from, at), lend)
-    this.#timeouts.restartIdle()
+  onServerData(chunk: Buffer): void {
+    const fault = this.#fromServer.read(chunk)
+    if (fault !== null) return this.#end(fault)
     if (this.#link.server !== null && !this.#link.resting && this.#atBorder()) this.#onBorder()
     else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
-  }
-
-  /**
-   * A message has come to its end at `next`; it began at `at`, or earlier where it streamed through (then `at` is `next`).
-   * Answers from where on the chunk is still to be sent.
-   */
-  #complete(type: number, chunk: Buffer, at: number, next: number, from: number): number {
-    const forward = this.#hear(type, chunk, at, next)
-    let start = from
-    if (!forward) {
-      if (start < at) this.#link.toClient(viewOf(chunk, start, at), lend)
-      start = next
-      if (this.#errorInstead !== null) this.#link.toClient(this.#errorInstead)
-      this.#errorInstead = null
-    }
-    if (!this.#expectations.madeUpIsDue) return start
-    if (start < next) this.#link.toClient(viewOf(chunk, start, next), lend)
-    this.#giveMadeUpAnswers()
-    return next
-  }
-
-  /** Whether there were any. */
-  #giveMadeUpAnswers(): boolean {
-    if (!this.#expectations.madeUpIsDue) return false
-    while (this.#expectations.madeUpIsDue) {
-      const { bytes } = this.#expectations.takeMadeUp()
-      if (bytes !== null) this.#link.toClient(bytes)
-    }
-    return true
-  }
-
-  /** Whether the message goes to the client. */
-  #hear(type: number, chunk: Buffer, at: number, next: number): boolean {
-    switch (type) {
-      case Backend.readyForQuery:
-        this.#status = chunk[at + HEADER_LENGTH] ?? 0
-        this.#timeouts.restartBusy()
-        if (this.#status !== TransactionStatus.idle && this.#link.tenant.mode === "statement") {
-          this.#end(new TransactionRefused())
-          return false
-        }
-        return this.#expectations.onAnswer(type)
-      case Backend.commandComplete:
-        this.#hearCommand(chunk, at, next)
-        return this.#expectations.onAnswer(type)
-      case Backend.errorResponse: {
-        const atBorder = this.#expectations.settled && this.#status === TransactionStatus.idle
-        const instead = this.#expectations.head?.errorInstead
-        this.#hearError(chunk, at, next)
-        if (instead !== undefined && !this.#serverSaidFatal) {
-          this.#expectations.onError()
-          this.#errorInstead = instead
-          return false
-        }
-        // A server that goes says so behind an answer that was complete: that is no concern of this client's.
-        return !(atBorder && this.#serverSaidFatal && !this.#link.resting) && this.#expectations.onError()
-      }
-      case Backend.parameterStatus:
-        this.#hearParameter(chunk, at, next)
-        return true
-      default:
-        return this.#expectations.onAnswer(type)
-    }
-  }
-
-  #hearCommand(chunk: Buffer, at: number, next: number): void {
-    // Of a tag that streamed through nothing is known.
-    if (at === next) return this.#traces.onCommand(CommandTags.anything)
-    const from = at + HEADER_LENGTH
-    const tag = CommandTags.read(chunk, from, next)
-    if (tag === CommandTags.harmless || this.#expectations.head === entries.localSet) return
-    this.#traces.onCommand(tag)
-    if (!CommandTags.dropsStatements(chunk, from, next)) return
-    this.#link.server!.statements.clear()
-    this.#statements.clear()
-  }
-
-  #hearError(chunk: Buffer, at: number, next: number): void {
-    const error = decodeError(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
-    this.#counters.countError(error.sqlState)
-    // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
-    if (error.sqlState === SqlState.featureNotSupported) this.#link.server?.breakStatements()
-    if (error.sqlState === SqlState.undefinedPreparedStatement && this.#link.server !== null)
-      this.#link.server.stateKnown = false
-    if (isFatal(error)) this.#serverSaidFatal = true
-  }
-
-  /** Something that the server reports was changed: by this client, as far as anyone can tell. */
-  #hearParameter(chunk: Buffer, at: number, next: number): void {
-    const parameter = decodeParameterStatus(chunk.subarray(Math.min(at + HEADER_LENGTH, next), next))
-    if (parameter !== null) {
-      this.#link.server?.parameters.set(...parameter)
-      this.#told ??= new Map()
-      this.#told.set(...parameter)
-    }
-    this.#traces.onReport()
-  }
-
-  /** What was reported in a lease may not hold in the next: a value of RESET's, for one, is the connection's and not the client's. */
-  #correctReports(connection: Connection): void {
-    if (this.#told === null) return
-    for (const [name, value] of this.#told) {
-      const now = connection.parameters.get(name)
-      if (now === undefined || now === value) continue
-      this.#told.set(name, now)
-      this.#link.toClient(parameterStatus(name, now))
-    }
-  }
-
-  #serverBroke(): void {
-    this.#end(this.#lost("the server sent an impossible message length"))
   }
 
   onServerDrain(): void {
@@ -816,7 +648,7 @@ export class Relay implements TransportHandler, PoolClient {
   #end(fault: SessionFault | null): void {
     if (this.#link.ended) return
     // In the middle of a server's message no words of ours can be told from its body: the client sees the end alone.
-    if (this.#serverRest > 0) this.#link.client.destroy()
+    if (this.#fromServer.midMessage) this.#link.client.destroy()
     this.dispose()
     this.#onEnd(fault)
   }
@@ -833,7 +665,7 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#link.server
     if (connection === null) return
     this.#link.unlink(connection)
-    if (this.#atBorder() && !this.#expectations.inDoubt && !this.#serverSaidFatal) {
+    if (this.#atBorder() && !this.#expectations.inDoubt && !this.#fromServer.saidFatal) {
       return this.#giveBack(connection, this.#mustReset(connection))
     }
     this.#link.pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
@@ -878,10 +710,3 @@ const isClose = (held: Buffer, length: number): boolean => {
   const kind = held[HEADER_LENGTH]
   return length >= 6 && (kind === 0x53 || kind === 0x50) && indexOfNul(held, HEADER_LENGTH + 1, length + 1) === length
 }
-
-/** Those of the server's messages that are looked into; all else may stream through in pieces. */
-const bodyMatters = (type: number): boolean =>
-  type === Backend.readyForQuery ||
-  type === Backend.commandComplete ||
-  type === Backend.parameterStatus ||
-  type === Backend.errorResponse
