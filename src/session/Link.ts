@@ -1,9 +1,9 @@
 /**
- * The two ends between which a session's bytes move: its client, and the server connection that is lent to it (pgbouncer's word
- * for such a pair); and their back-pressure: who does not take what it is sent stops the other.
+ * The two ends between which a session's bytes move, its client and the server connection that is lent to it (a link, as
+ * pgbouncer calls such a pair), and their back-pressure: who does not take what it is sent stops the other.
  *
- * What both halves of the relay and its translator go by. Never looks at a byte, and neither takes nor gives back a connection:
- * the relay does, and says here what it has.
+ * All parts of the relay go by it; the Relay alone says what is leased. It looks at no byte and keeps none, and neither takes
+ * nor gives back a connection.
  */
 import type { Transport } from "../net/Transport.ts"
 import type { Pool } from "../pool/Pool.ts"

@@ -1,17 +1,17 @@
 /**
- * The byte pump of one logged-in session: takes a server connection when the client asks for something, moves bytes both ways,
+ * The relay of one logged-in session: takes a server connection when the client asks for something, has bytes moved both ways,
  * and gives the connection back at the transaction's border.
  *
- * Plain callbacks; the session's fiber sleeps in one `Effect.callback` and wakes only when the session ends. Rows are never
- * decoded: frame borders are found, the original bytes go on, one write a chunk. The relay owns the client's transport from
- * the greeting on, and the leased connection between `take` and `give`; whoever ends the session calls `dispose`, which gives
- * back or closes what is held, whatever state it is in.
+ * It decides whose the connection is and when a lease begins and ends; it looks at no byte. What comes from each side is for
+ * ClientStream and ServerStream, or ParkedClient where nothing is leased; all of them go by one Link. Plain callbacks; the
+ * session's fiber sleeps in one `Effect.callback` and wakes only when the session ends. The relay owns the client's transport
+ * from the greeting on, and the leased connection between `take` and `give`; whoever ends the session calls `dispose`, which
+ * gives back or closes what is held, whatever state it is in.
  */
 import type { LimitSettings } from "../config/PerseusConfig.ts"
 import {
   CancelledWhileWaiting,
   FeatureNotSupported,
-  ProtocolViolation,
   ServerConnectionLost,
   TooManyPinned,
   type SessionFault
@@ -22,29 +22,23 @@ import type { Connection, PoolClient, PoolTenant } from "../pool/PoolTenant.ts"
 import { MAX_SETTING_LENGTH, type Findings, type Hold } from "../pool/Inspection.ts"
 import { clientSettings, type ClientSettings } from "../pool/Reset.ts"
 import { Waiter } from "../pool/WaitQueue.ts"
-import { closeComplete, errorResponse, noticeResponse, readyForQueryIdle } from "../protocol/Backend.ts"
-import { Backend, Frontend, frontendLimits, HEADER_LENGTH, indexOfNul, lengthAt } from "../protocol/Frame.ts"
+import { noticeResponse } from "../protocol/Backend.ts"
+import { Backend } from "../protocol/Frame.ts"
 import { frame } from "../protocol/Encoder.ts"
 import { terminate } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
+import { ClientStream } from "./ClientStream.ts"
 import { Expectations } from "./Expectations.ts"
 import { HeldBytes, type HeldAllowance } from "./HeldBytes.ts"
-import type { SessionCounters } from "./SessionCounters.ts"
-import { give, lend, Link, viewOf, type Pass } from "./Link.ts"
+import { give, lend, Link, type Pass } from "./Link.ts"
 import { ParameterReports } from "./ParameterReports.ts"
+import { ParkedClient } from "./ParkedClient.ts"
 import { PreparedStatements } from "./PreparedStatements.ts"
 import { ServerStream } from "./ServerStream.ts"
+import type { SessionCounters } from "./SessionCounters.ts"
 import { Traces } from "./Traces.ts"
 import { TransactionTimeouts } from "./TransactionTimeouts.ts"
 import { Translator } from "./Translator.ts"
-
-/**
- * A message shorter than this is kept until it is whole before a connection is taken for it: a client that sends half of one
- * and stops holds nothing. Longer ones stream.
- */
-const WHOLE_MESSAGE_LIMIT = 16 * 1024
-/** 20 bytes of a Bind can make us send a statement of megabytes: beyond this much the rest waits until the server has taken it. */
-const REWRITTEN_LIMIT = 256 * 1024
 
 export interface RelayOptions {
   readonly client: Transport
@@ -70,57 +64,45 @@ export class Relay implements TransportHandler, PoolClient {
   readonly #counters: SessionCounters
   readonly #onPinned: (holds: ReadonlyArray<Hold>) => void
   readonly #onEnd: (fault: SessionFault | null) => void
+  /** Bytes of the client that were not forwarded. */
+  readonly #held: HeldBytes
   readonly #expectations = new Expectations()
   readonly #traces = new Traces()
-  readonly #statements = new PreparedStatements(this.#traces, () => this.#link.pool.maxPreparedStatements)
-  readonly #translator = new Translator({
-    expectations: this.#expectations,
-    statements: this.#statements,
-    traces: this.#traces,
-    status: () => this.#fromServer.status
-  })
+  readonly #statements: PreparedStatements
+  readonly #reports: ParameterReports
+  readonly #timeouts: TransactionTimeouts
+  readonly #fromServer: ServerStream
+  readonly #fromClient: ClientStream
+  readonly #parkedClient: ParkedClient
   /** What it asked for when it logged in: RESET and DISCARD return to this. */
   readonly #startup: ClientSettings
 
   /** The server is asked what the lease has left; the client is not heard meanwhile. */
   #inspecting = false
   #waiting = false
-  /** Terminate has come: what was asked before it is still answered for. */
-  #terminating = false
   /** To be said at the transaction's border. */
   #endAtBorder: SessionFault | null = null
   /** Where the session goes at its next lease: its row has changed. */
   #next: { readonly pool: Pool; readonly tenant: PoolTenant; readonly onMoved: () => void } | null = null
 
-  /** Bytes of the client that were not forwarded: a part of a message, or all that came while it waited. */
-  readonly #held: HeldBytes
-  /** Bytes of a client's message still to come, which are forwarded (leased) or dropped (not leased). */
-  #clientRest = 0
-  /** An extended batch was refused: all is dropped up to its Sync. */
-  #droppingToSync = false
-
-  readonly #reports: ParameterReports
-  readonly #fromServer: ServerStream
-  readonly #timeouts: TransactionTimeouts
-
   constructor(options: RelayOptions) {
-    this.#link = new Link(options.client, options.pool, options.tenant)
     this.settings = this.#startup = options.settings
-    this.#timeouts = new TransactionTimeouts(options.limits)
-    this.#reports = new ParameterReports(this.#link)
-    this.#fromServer = new ServerStream({
-      link: this.#link,
-      expectations: this.#expectations,
-      statements: this.#statements,
-      traces: this.#traces,
-      reports: this.#reports,
-      timeouts: this.#timeouts,
-      counters: options.counters
-    })
     this.#counters = options.counters
-    this.#held = new HeldBytes(options.allowance)
     this.#onPinned = options.onPinned
     this.#onEnd = options.onEnd
+    const link = (this.#link = new Link(options.client, options.pool, options.tenant))
+    const held = (this.#held = new HeldBytes(options.allowance))
+    const expectations = this.#expectations
+    const traces = this.#traces
+    const statements = (this.#statements = new PreparedStatements(traces, () => link.pool.maxPreparedStatements))
+    const reports = (this.#reports = new ParameterReports(link))
+    const timeouts = (this.#timeouts = new TransactionTimeouts(options.limits))
+    const { counters } = options
+    const fromServer = new ServerStream({ link, expectations, statements, traces, reports, timeouts, counters })
+    const translator = new Translator({ expectations, statements, traces, status: () => fromServer.status })
+    this.#fromServer = fromServer
+    this.#fromClient = new ClientStream({ link, held, expectations, statements, timeouts, translator })
+    this.#parkedClient = new ParkedClient(link, held, statements)
   }
 
   get tenant(): PoolTenant {
@@ -144,26 +126,37 @@ export class Relay implements TransportHandler, PoolClient {
   // ---- from the client
 
   onData(chunk: Buffer): void {
-    if (this.#link.ended || this.#terminating) return
+    if (this.#link.ended || this.#fromClient.terminating) return
     if (this.#link.server !== null) {
       if (this.#held.length === 0) return this.#forward(chunk, lend)
       this.#held.append(chunk)
       return this.#forwardHeld()
     }
-    if (this.#held.length === 0 && this.#leaseFor(chunk)) return this.#forward(chunk, lend)
+    if (this.#leaseFor(chunk)) return this.#forward(chunk, lend)
     this.#held.append(chunk)
     if (this.#waiting || this.#inspecting) this.#readOnWithin(chunk.length)
     else this.#advance()
   }
 
-  /** What `#advance` would come to for the usual chunk, without a copy: leases where it begins with a request and nobody waits. */
+  /** Leases where the chunk begins with a request and nobody waits. */
   #leaseFor(chunk: Buffer): boolean {
-    if (!this.#parked || this.#link.clientStalled || this.#clientRest > 0 || this.#droppingToSync) return false
-    if (!beginsRequest(chunk)) return false
+    if (!this.#isParked || !this.#parkedClient.wantsLeaseFor(chunk)) return false
     const connection = this.#link.pool.take(this)
     if (connection === null) return false
     this.#attach(connection)
     return true
+  }
+
+  #forwardHeld(): void {
+    if (this.#held.ready) this.#forward(this.#held.take(), give)
+  }
+
+  #forward(chunk: Buffer, pass: Pass): void {
+    const fault = this.#fromClient.forward(chunk, pass)
+    if (fault !== null) return this.#end(fault)
+    const answered = this.#fromServer.giveMadeUpAnswers()
+    if (this.#fromClient.terminating && !this.#expectations.serverBusy) this.#end(null)
+    else if (answered && this.#link.server !== null && this.#atBorder()) this.#onBorder()
   }
 
   /** A client that waits is read for as long as may be, for its leaving comes behind all that it has sent. */
@@ -188,7 +181,9 @@ export class Relay implements TransportHandler, PoolClient {
     this.#link.clientGone = true
     // After Terminate the client is right to go; what it asked before runs to its end, as it would without a pooler.
     const waits = this.#waiting || this.#inspecting
-    const mayFinish = waits ? this.#held.endsWith(terminate) : this.#terminating && this.#expectations.serverBusy
+    const mayFinish = waits
+      ? this.#held.endsWith(terminate)
+      : this.#fromClient.terminating && this.#expectations.serverBusy
     if (!mayFinish) return this.#end(null)
     this.#link.unstall()
     if (this.#link.server !== null) this.#sayGoodbye(this.#link.server)
@@ -202,86 +197,24 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** What it left behind is forwarded: it was whole and ended in a goodbye, or it never will be. */
   #goneWhileWaiting(): void {
-    if (!this.#terminating) this.#end(null)
+    if (!this.#fromClient.terminating) this.#end(null)
     else if (this.#link.server !== null) this.#sayGoodbye(this.#link.server)
   }
 
-  /** Without a lease: answers what needs no server, and takes one for the first message that does. */
+  /** Without a lease: what needs no server is answered, and one is taken for the first message that does. */
   #advance(): void {
-    while (this.#held.length > 0 && this.#parked && !this.#link.clientStalled) {
-      if (this.#clientRest > 0) {
-        const dropped = Math.min(this.#clientRest, this.#held.length)
-        this.#clientRest -= dropped
-        this.#held.drop(dropped)
-        continue
-      }
-      const held = this.#held.peek()
-      if (held.length < HEADER_LENGTH) return
-      const type = held[0]!
-      const length = lengthAt(held, 1)
-      if (!this.#isLegal(type, length)) return
-      const whole = held.length > length
-      if (!whole && length < WHOLE_MESSAGE_LIMIT) return
-      if (this.#answerAlone(type, held, length)) continue
+    while (this.#isParked) {
+      const wish = this.#parkedClient.advance()
+      if (wish === "nothing") return
+      if (wish !== "lease") return this.#end(wish === "leave" ? null : wish)
       const fault = this.#acquire()
-      if (fault !== null) this.#refuseHeld(fault)
+      if (fault !== null) this.#refuse(fault)
     }
   }
 
   /** Nothing is leased, waited for or asked. */
-  get #parked(): boolean {
+  get #isParked(): boolean {
     return !this.#link.ended && this.#link.server === null && !this.#waiting && !this.#inspecting
-  }
-
-  /** Ends the session where the message cannot be one. */
-  #isLegal(type: number, length: number): boolean {
-    const limit = frontendLimits[type]!
-    if (limit !== 0 && length >= 4 && length <= limit) return true
-    this.#end(
-      new ProtocolViolation({
-        detail: limit === 0 ? `message type 0x${type.toString(16)} is not expected here` : "impossible message length"
-      })
-    )
-    return false
-  }
-
-  /** True where the message is dealt with here, without a server. */
-  #answerAlone(type: number, held: Buffer, length: number): boolean {
-    switch (type) {
-      case Frontend.sync:
-        this.#droppingToSync = false
-        this.#drop(length)
-        this.#link.toClient(readyForQueryIdle)
-        return true
-      case Frontend.terminate:
-        this.#end(null)
-        return true
-      case Frontend.flush:
-      case Frontend.copyData:
-      case Frontend.copyDone:
-      case Frontend.copyFail:
-        // Late data of a COPY that failed: PostgreSQL drops them too.
-        this.#drop(length)
-        return true
-      case Frontend.close:
-        if (this.#droppingToSync) break
-        // A malformed one is the server's to refuse.
-        if (!isClose(held, length)) return false
-        if (held[HEADER_LENGTH] === 0x53) this.#statements.closeWithoutLease(held.subarray(0, length + 1))
-        this.#drop(length)
-        this.#link.toClient(closeComplete)
-        return true
-    }
-    if (!this.#droppingToSync) return false
-    this.#drop(length)
-    return true
-  }
-
-  /** Passes over the first held message, what is still to come of it included. */
-  #drop(length: number): void {
-    const here = Math.min(this.#held.length, length + 1)
-    this.#clientRest = length + 1 - here
-    this.#held.drop(here)
   }
 
   /** Leased now or to be granted later; a fault where neither. */
@@ -298,17 +231,11 @@ export class Relay implements TransportHandler, PoolClient {
     return fault
   }
 
-  /** An ERROR answers the first held message as PostgreSQL would; what comes behind it is looked at as ever. */
-  #refuseHeld(fault: SessionFault): void {
+  #refuse(fault: SessionFault): void {
     if (this.#held.length === 0) return
     if (fault.severity === "FATAL") return this.#end(fault)
-    const held = this.#held.peek()
     this.#counters.countError(fault.sqlState)
-    const simple = held[0] === Frontend.query || held[0] === Frontend.functionCall
-    if (simple) this.#drop(lengthAt(held, 1))
-    else this.#droppingToSync = true
-    const error = errorResponse({ ...faultFields(fault), severity: "ERROR" })
-    this.#link.toClient(simple ? Buffer.concat([error, readyForQueryIdle]) : error)
+    this.#parkedClient.refuse(fault)
   }
 
   // ---- the lease
@@ -334,7 +261,7 @@ export class Relay implements TransportHandler, PoolClient {
   onRefused(fault: SessionFault): void {
     this.#stopWaiting()
     if (this.#link.ended) return
-    this.#refuseHeld(fault)
+    this.#refuse(fault)
     this.#goOn()
   }
 
@@ -342,7 +269,7 @@ export class Relay implements TransportHandler, PoolClient {
   #goOn(): void {
     if (!this.#link.clientStalled) this.#link.resumeClient()
     this.#advance()
-    if (this.#link.clientGone && this.#parked) this.#end(null)
+    if (this.#link.clientGone && this.#isParked) this.#end(null)
   }
 
   onServerLost(reason: string): void {
@@ -356,7 +283,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Nothing is owed or half sent, and no transaction is open: the next one may use the connection. */
   #atBorder(): boolean {
-    return this.#expectations.settled && this.#clientRest === 0 && this.#fromServer.atBorder
+    return this.#expectations.settled && !this.#fromClient.midMessage && this.#fromServer.atBorder
   }
 
   /**
@@ -368,7 +295,7 @@ export class Relay implements TransportHandler, PoolClient {
     this.#counters.transactions++
     this.#statements.endLease()
     const traces = this.#traces
-    if (this.#isLeaving || this.#expectations.inDoubt || this.#fromServer.saidFatal) return this.#release()
+    if (this.#isLeaving || this.#inDoubt) return this.#release()
     if (this.#link.tenant.mode === "session") return this.#rest()
     const holds = traces.holds && this.#link.pool.pins
     if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)
@@ -376,8 +303,13 @@ export class Relay implements TransportHandler, PoolClient {
     else this.#release()
   }
 
+  /** The connection is not to be lent again. */
+  get #inDoubt(): boolean {
+    return this.#expectations.inDoubt || this.#fromServer.saidFatal
+  }
+
   get #isLeaving(): boolean {
-    return this.#terminating || this.#link.clientGone || this.#endAtBorder !== null
+    return this.#fromClient.terminating || this.#link.clientGone || this.#endAtBorder !== null
   }
 
   /** The client keeps its connection, and is heard on. */
@@ -470,12 +402,12 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#link.server!
     this.#link.unlink(connection)
     this.#link.resting = false
-    if (this.#expectations.inDoubt || this.#fromServer.saidFatal) {
+    if (this.#inDoubt) {
       this.#expectations.clear()
       this.#traces.clear()
       this.#link.pool.discard(connection, false)
     } else this.#giveBack(connection, this.#mustReset(connection))
-    if (this.#terminating || this.#link.clientGone) return this.#end(null)
+    if (this.#fromClient.terminating || this.#link.clientGone) return this.#end(null)
     if (this.#endAtBorder !== null) return this.#end(this.#endAtBorder)
     this.#move()
     // It stays unread until it has caught up.
@@ -497,85 +429,13 @@ export class Relay implements TransportHandler, PoolClient {
     this.#link.pool.give(connection)
   }
 
-  #forwardHeld(): void {
-    if (this.#held.ready) this.#forward(this.#held.take(), give)
-  }
-
-  /** Frames of the client go to the server as they came; what is expected for each is written down. */
-  #forward(chunk: Buffer, pass: Pass): void {
-    const end = chunk.length
-    const wasBusy = this.#serverBusy
-    let rewritten: Array<Buffer> | null = null
-    let added = 0
-    let at = Math.min(this.#clientRest, end)
-    let from = 0
-    let needed = 0
-    this.#clientRest -= at
-    while (at < end && added < REWRITTEN_LIMIT) {
-      if (end - at < HEADER_LENGTH) break
-      const type = chunk[at]!
-      const length = lengthAt(chunk, at + 1)
-      if (!this.#isLegal(type, length)) return
-      if (type === Frontend.terminate) {
-        this.#terminating = true
-        break
-      }
-      const next = at + 1 + length
-      const translated = this.#translator.translate(this.#link, type, chunk, at, next, length)
-      if (translated === "incomplete") {
-        // The names of a Bind come first: a little more may do.
-        if (type !== Frontend.bind) needed = length + 1
-        break
-      }
-      if (translated instanceof FeatureNotSupported) return this.#end(translated)
-      if (translated !== null) {
-        rewritten ??= []
-        // All of it is put together below, so views will do.
-        if (from < at) rewritten.push(chunk.subarray(from, at))
-        for (const part of translated.by) {
-          rewritten.push(part)
-          added += part.length
-        }
-        from = at + translated.length
-      }
-      at = next
-    }
-    if (at > 0 && this.#link.resting) {
-      this.#link.resting = false
-      this.#timeouts.restartIdle()
-    }
-    if (at > end) this.#clientRest = at - end
-    else if (at < end && !this.#terminating) {
-      this.#held.append(chunk.subarray(at))
-      this.#held.needs(needed)
-    }
-    const to = Math.min(at, end)
-    if (rewritten !== null && from < to) rewritten.push(chunk.subarray(from, to))
-    const taken =
-      rewritten === null
-        ? this.#link.toServer(viewOf(chunk, 0, to), pass)
-        : this.#link.toServer(Buffer.concat(rewritten), give)
-    this.#statements.endOfChunk()
-    // Nothing will drain where all was taken at once.
-    if (taken && added >= REWRITTEN_LIMIT) this.#forwardHeld()
-    const answered = this.#fromServer.giveMadeUpAnswers()
-    this.#watchAfterForward(wasBusy)
-    if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
-    else if (answered && this.#link.server !== null && this.#atBorder()) this.#onBorder()
-  }
-
-  #watchAfterForward(wasBusy: boolean): void {
-    if (this.#expectations.copyIn || this.#clientRest > 0) this.#timeouts.restartIdle()
-    if (!wasBusy && this.#serverBusy) this.#timeouts.restartBusy()
-  }
-
   // ---- from the server
 
   onServerData(chunk: Buffer): void {
     const fault = this.#fromServer.read(chunk)
     if (fault !== null) return this.#end(fault)
     if (this.#link.server !== null && !this.#link.resting && this.#atBorder()) this.#onBorder()
-    else if (this.#terminating && !this.#expectations.serverBusy) this.#end(null)
+    else if (this.#fromClient.terminating && !this.#expectations.serverBusy) this.#end(null)
   }
 
   onServerDrain(): void {
@@ -590,10 +450,10 @@ export class Relay implements TransportHandler, PoolClient {
    * any more: PostgreSQL's clients wait for that before they ask for anything else, or it would be cancelled in its place.
    */
   cancel(done: () => void): void {
-    if (this.#link.server !== null && this.#expectations.settled === false)
-      return this.#link.pool.cancel(this.#link.server, done)
+    const { server, pool } = this.#link
+    if (server !== null && !this.#expectations.settled) return pool.cancel(server, done)
     if (this.#waiting) {
-      this.#link.pool.leave(this)
+      pool.leave(this)
       this.onRefused(new CancelledWhileWaiting())
     }
     done()
@@ -633,15 +493,10 @@ export class Relay implements TransportHandler, PoolClient {
     next.onMoved()
   }
 
-  /** The server is at work, and not waiting for the rest of a long message. */
-  get #serverBusy(): boolean {
-    return this.#clientRest > 0 ? this.#expectations.serverBusyBeforeLast : this.#expectations.serverBusy
-  }
-
   /** Ends what has gone on for too long. */
   sweep(now: number): void {
     if (this.#link.server === null || this.#link.resting) return
-    const fault = this.#timeouts.sweep(now, this.#serverBusy)
+    const fault = this.#timeouts.sweep(now, this.#fromClient.serverBusy)
     if (fault !== null) this.#end(fault)
   }
 
@@ -665,19 +520,12 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#link.server
     if (connection === null) return
     this.#link.unlink(connection)
-    if (this.#atBorder() && !this.#expectations.inDoubt && !this.#fromServer.saidFatal) {
+    if (this.#atBorder() && !this.#inDoubt) {
       return this.#giveBack(connection, this.#mustReset(connection))
     }
     this.#link.pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
   }
 }
-
-const faultFields = (fault: SessionFault) => ({
-  severity: fault.severity,
-  sqlState: fault.sqlState,
-  message: fault.clientMessage,
-  hint: fault.hint
-})
 
 const sizeOf = (settings: ReadonlyArray<readonly [string, string]>): number =>
   settings.reduce((size, [name, value]) => size + name.length + value.length, 0)
@@ -686,27 +534,3 @@ const tooLargeSettings = new FeatureNotSupported({
   feature: `more than ${MAX_SETTING_LENGTH / 1024} kB of settings in a session that shares its connections`,
   advice: "Use SET LOCAL or set_config(…, true), or session mode for this tenant."
 })
-
-/** A whole message that a server has to answer, short enough to be kept until it is whole. */
-const beginsRequest = (chunk: Buffer): boolean => {
-  if (chunk.length < HEADER_LENGTH) return false
-  const length = lengthAt(chunk, 1)
-  if (length < 4 || length >= WHOLE_MESSAGE_LIMIT || length >= chunk.length) return false
-  switch (chunk[0]) {
-    case Frontend.query:
-    case Frontend.parse:
-    case Frontend.bind:
-    case Frontend.describe:
-    case Frontend.execute:
-    case Frontend.functionCall:
-      return true
-    default:
-      return false
-  }
-}
-
-/** A whole Close as chapter "Message Formats" has it. */
-const isClose = (held: Buffer, length: number): boolean => {
-  const kind = held[HEADER_LENGTH]
-  return length >= 6 && (kind === 0x53 || kind === 0x50) && indexOfNul(held, HEADER_LENGTH + 1, length + 1) === length
-}

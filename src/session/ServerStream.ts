@@ -1,9 +1,9 @@
 /**
- * The server's half of the relay: what comes from the server during leases goes on to the client, but for what answers messages
- * of ours, and with what is answered here in its place.
+ * The server's half of the relay: what comes from the server during a lease goes on to the client, but for answers to messages
+ * that were ours; and what was answered here is put in where it belongs.
  *
- * Rows are never decoded: frame borders are found, the original bytes go on, one write a chunk. It hears what the others go by
- * (ReadyForQuery, tags, errors, reports) and tells the session's books; it ends nothing, and does not know when a lease does. A
+ * Rows are never decoded: frame borders are found, the original bytes go on, one write a chunk. What ReadyForQuery, tags, errors
+ * and reports say is told to whom it concerns. It takes and gives back no connection and ends no session: the relay does. A
  * chunk is valid only during `read`: what is kept of it is copied.
  */
 import { ServerConnectionLost, TransactionRefused, type SessionFault } from "../errors.ts"
@@ -23,8 +23,8 @@ import type { TransactionTimeouts } from "./TransactionTimeouts.ts"
 /** A message whose body matters (ReadyForQuery, CommandComplete, ParameterStatus, an error) is kept up to this. */
 const CARRIED_LIMIT = 64 * 1024
 
-/** What it goes by, and what it tells what it hears. */
-export interface ServerStreamBooks {
+/** What it goes by, and whom it tells what it hears. */
+export interface ServerStreamOptions {
   readonly link: Link
   readonly expectations: Expectations
   readonly statements: PreparedStatements
@@ -53,14 +53,14 @@ export class ServerStream {
   /** Goes to the client where the server's error stood. */
   #errorInstead: Buffer | null = null
 
-  constructor(books: ServerStreamBooks) {
-    this.#link = books.link
-    this.#expectations = books.expectations
-    this.#statements = books.statements
-    this.#traces = books.traces
-    this.#reports = books.reports
-    this.#timeouts = books.timeouts
-    this.#counters = books.counters
+  constructor(options: ServerStreamOptions) {
+    this.#link = options.link
+    this.#expectations = options.expectations
+    this.#statements = options.statements
+    this.#traces = options.traces
+    this.#reports = options.reports
+    this.#timeouts = options.timeouts
+    this.#counters = options.counters
   }
 
   /** What the last ReadyForQuery said. */
