@@ -9,9 +9,12 @@
 /** While it waits for a connection a client may always send this much more; beyond it only while there is an allowance. */
 const HELD_LIMIT = 64 * 1024
 
+/** Never written to: of an idle client nothing is held. */
+const noParts: Array<Buffer> = []
+
 export class HeldBytes {
   readonly #allowance: HeldAllowance
-  #parts: Array<Buffer> = []
+  #parts: Array<Buffer> = noParts
   #length = 0
   #needed = 0
   /** Of the allowance. */
@@ -54,6 +57,7 @@ export class HeldBytes {
 
   /** Copies the chunk. */
   append(chunk: Uint8Array): void {
+    if (this.#parts === noParts) this.#parts = []
     this.#parts.push(Buffer.from(chunk))
     this.#length += chunk.length
   }
@@ -68,7 +72,7 @@ export class HeldBytes {
   drop(count: number): void {
     const whole = this.peek()
     this.#length -= count
-    this.#parts = this.#length === 0 ? [] : [whole.subarray(count)]
+    this.#parts = this.#length === 0 ? noParts : [whole.subarray(count)]
   }
 
   /** All of it in one piece, not held any more. */
@@ -79,7 +83,7 @@ export class HeldBytes {
   }
 
   clear(): void {
-    this.#parts = []
+    this.#parts = noParts
     this.#length = 0
     this.#needed = 0
   }

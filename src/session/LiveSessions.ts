@@ -23,15 +23,12 @@ export class LiveSession {
   place: Place
   /** Holds the place; ends when the session is served elsewhere, or with the session. */
   placeScope: Scope.Closeable
-  /** Ends with the session. */
-  readonly scope: Scope.Scope
 
-  constructor(relay: Relay, identity: Identity, place: Place, placeScope: Scope.Closeable, scope: Scope.Scope) {
+  constructor(relay: Relay, identity: Identity, place: Place, placeScope: Scope.Closeable) {
     this.relay = relay
     this.identity = identity
     this.place = place
     this.placeScope = placeScope
-    this.scope = scope
   }
 }
 
@@ -80,9 +77,9 @@ export class LiveSessions {
     return this.#sessions.size
   }
 
-  /** Undefined before the login is done. */
-  tenantOf(transport: Transport): string | undefined {
-    return this.#sessions.get(transport)?.session.identity.placement.tenantKey
+  /** Undefined before its login is done. */
+  find(transport: Transport): LiveSession | undefined {
+    return this.#sessions.get(transport)?.session
   }
 
   countOf(tenantKey: string): number {

@@ -45,9 +45,15 @@ interface Statement {
 /** Never written to: for those that have none, of ten thousand idle clients most. A map of its own takes 200 bytes. */
 const noStatements = new Map<string, Statement>()
 const noBatches = new Map<string, number>()
+const noneUnanswered = new Set<string>()
 
 /** What the relay is to write for a client's message, in this order; empty: nothing. */
 export type Rewritten = ReadonlyArray<Buffer>
+
+/** Where the client is served: how many statements a connection may have there. PostgreSQL needs 5 to 50 kB for each. */
+export interface Limits {
+  readonly pool: { readonly maxPreparedStatements: number }
+}
 
 export class PreparedStatements {
   #byName = noStatements
@@ -67,16 +73,16 @@ export class PreparedStatements {
   #inBatch = noBatches
   #batch = 0
   /** The client's own, by their key, that are not answered. Whether they are there is the server's to say. */
-  readonly #unanswered = new Set<string>()
+  #unanswered = noneUnanswered
   /** Tells one lease with changed settings from every other. */
   #lease = 0
   readonly #traces: Traces
-  readonly #maxOnConnection: () => number
+  readonly #limits: Limits
+  #unnamedEntry: Entry | null = null
 
-  /** `maxOnConnection`: the one unused longest is closed for the next; PostgreSQL needs 5 to 50 kB for each. */
-  constructor(traces: Traces, maxOnConnection: () => number) {
+  constructor(traces: Traces, limits: Limits) {
     this.#traces = traces
-    this.#maxOnConnection = maxOnConnection
+    this.#limits = limits
   }
 
   get size(): number {
@@ -101,18 +107,21 @@ export class PreparedStatements {
   }
 
   /** What is expected for an unnamed Parse. */
-  readonly unnamedEntry: Entry = {
-    ...entries.parse,
-    onAnswered: () => {
-      if (--this.#unnamedOwed > 0 || this.#unnamed !== "sent") return
-      this.#unnamed = "there"
-      if (this.#unnamedBound) this.#unnamedParse = null
-    },
-    // What was there before it may still be; nobody counts on that.
-    onSkipped: () => {
-      // One that was sent behind it may stand.
-      if (--this.#unnamedOwed === 0) this.dropUnnamed()
+  get unnamedEntry(): Entry {
+    this.#unnamedEntry ??= {
+      ...entries.parse,
+      onAnswered: () => {
+        if (--this.#unnamedOwed > 0 || this.#unnamed !== "sent") return
+        this.#unnamed = "there"
+        if (this.#unnamedBound) this.#unnamedParse = null
+      },
+      // What was there before it may still be; nobody counts on that.
+      onSkipped: () => {
+        // One that was sent behind it may stand.
+        if (--this.#unnamedOwed === 0) this.dropUnnamed()
+      }
     }
+    return this.#unnamedEntry
   }
 
   /** `message`: the whole Parse, valid until `endOfChunk`; null where it came in pieces. */
@@ -347,7 +356,10 @@ export class PreparedStatements {
     if (answer === Answer.drop) {
       if (this.#inBatch === noBatches) this.#inBatch = new Map()
       this.#inBatch.set(key, this.#batch)
-    } else this.#unanswered.add(key)
+    } else {
+      if (this.#unanswered === noneUnanswered) this.#unanswered = new Set()
+      this.#unanswered.add(key)
+    }
     expectations.pushExtended({
       expected: Expected.parse,
       answer,
@@ -405,7 +417,7 @@ export class PreparedStatements {
 
   #surplusOn({ statements }: Connection): ReadonlyArray<readonly [key: string, name: string]> {
     const surplus: Array<readonly [string, string]> = []
-    const count = statements.size - this.#maxOnConnection() + 1
+    const count = statements.size - this.#limits.pool.maxPreparedStatements + 1
     if (count <= 0) return surplus
     for (const statement of statements) {
       if (surplus.length === count) break

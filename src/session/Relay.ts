@@ -48,8 +48,8 @@ export interface RelayOptions {
   readonly limits: () => LimitSettings
   readonly counters: SessionCounters
   readonly allowance: HeldAllowance
-  /** The connection stays with the client from now on, until it undoes what these are. */
-  readonly onPinned: (holds: ReadonlyArray<Hold>) => void
+  /** The connection stays with this client from now on, until it undoes what these are. */
+  readonly onPinned: (client: Transport, holds: ReadonlyArray<Hold>) => void
   /** Called once: null when the client has left, a fault when the session cannot go on. */
   readonly onEnd: (fault: SessionFault | null) => void
 }
@@ -62,7 +62,7 @@ export class Relay implements TransportHandler, PoolClient {
   readonly waiter: Waiter<PoolTenant, PoolClient> = new Waiter<PoolTenant, PoolClient>(this)
   readonly #link: Link
   readonly #counters: SessionCounters
-  readonly #onPinned: (holds: ReadonlyArray<Hold>) => void
+  readonly #onPinned: RelayOptions["onPinned"]
   readonly #onEnd: (fault: SessionFault | null) => void
   /** Bytes of the client that were not forwarded. */
   readonly #held: HeldBytes
@@ -94,12 +94,12 @@ export class Relay implements TransportHandler, PoolClient {
     const held = (this.#held = new HeldBytes(options.allowance))
     const expectations = this.#expectations
     const traces = this.#traces
-    const statements = (this.#statements = new PreparedStatements(traces, () => link.pool.maxPreparedStatements))
+    const statements = (this.#statements = new PreparedStatements(traces, link))
     const reports = (this.#reports = new ParameterReports(link))
     const timeouts = (this.#timeouts = new TransactionTimeouts(options.limits))
     const { counters } = options
     const fromServer = new ServerStream({ link, expectations, statements, traces, reports, timeouts, counters })
-    const translator = new Translator({ expectations, statements, traces, status: () => fromServer.status })
+    const translator = new Translator({ expectations, statements, traces, server: fromServer })
     this.#fromServer = fromServer
     this.#fromClient = new ClientStream({ link, held, expectations, statements, timeouts, translator })
     this.#parkedClient = new ParkedClient(link, held, statements)
@@ -374,7 +374,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   #tellPinned(holds: ReadonlyArray<Hold>): void {
     this.#counters.countPinned(holds)
-    this.#onPinned(holds)
+    this.#onPinned(this.#link.client, holds)
     if (!this.#link.pool.pinningNotice) return
     const message = `this session keeps its server connection: ${holds.join(", ")}`
     this.#link.toClient(noticeResponse({ severity: "NOTICE", sqlState: SqlState.successfulCompletion, message }))
@@ -465,7 +465,7 @@ export class Relay implements TransportHandler, PoolClient {
     else this.#end(fault)
   }
 
-  /** The session is served elsewhere, or as somebody else, from its next lease on: its row says so. Told when it has left. */
+  /** The session is served elsewhere, or as somebody else, from its next lease on: its row says so. Told when it has left, or ended. */
   moveTo(pool: Pool, tenant: PoolTenant, onMoved: () => void): void {
     const before = this.#next
     this.#next = {
@@ -517,12 +517,15 @@ export class Relay implements TransportHandler, PoolClient {
       this.#link.pool.leave(this)
     }
     this.#held.clear()
+    this.#letGo()
+    this.#next?.onMoved()
+  }
+
+  #letGo(): void {
     const connection = this.#link.server
     if (connection === null) return
     this.#link.unlink(connection)
-    if (this.#atBorder() && !this.#inDoubt) {
-      return this.#giveBack(connection, this.#mustReset(connection))
-    }
+    if (this.#atBorder() && !this.#inDoubt) return this.#giveBack(connection, this.#mustReset(connection))
     this.#link.pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
   }
 }

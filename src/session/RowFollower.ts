@@ -41,6 +41,7 @@ export const make = Effect.fnUntraced(function* (needs: {
   readonly pools: Pools["Service"]
 }): Effect.fn.Return<RowFollower, never, Scope.Scope> {
   const { live, repo, authenticator, pools } = needs
+  const scope = yield* Effect.scope
   const run = yield* FiberMap.runtime(yield* FiberMap.make<string, void>())()
   const runForAll = yield* FiberHandle.runtime(yield* FiberHandle.make<void>())()
   /** What the fibers of those whose change is not followed to its end yet have found, by tenant. */
@@ -60,7 +61,7 @@ export const make = Effect.fnUntraced(function* (needs: {
     const strayed = () => Array.from(live.ofTenant(tenantKey)).filter((session) => hasStrayed(session, row))
     if (strayed().length === 0) return
     const placement = yield* decryptions.withPermit(authenticator.locate(row))
-    for (const session of strayed()) yield* move(pools, session, { row, placement })
+    for (const session of strayed()) yield* move(pools, session, { row, placement }, scope)
   })
 
   const recheck = (tenantKey: string) => {
@@ -111,22 +112,36 @@ const untilDone = (once: Effect.Effect<void, Failure>): Effect.Effect<void> =>
     return once.pipe(Effect.tapError(report), Effect.retry(backoff), Effect.ignore)
   })
 
-/** Not interrupted between the new place and the end of the old one, or the session would hold both until its end. */
-const move = (pools: Pools["Service"], session: LiveSession, identity: Identity): Effect.Effect<void> =>
+/**
+ * Not interrupted between the new place and the end of the old one, or the session would hold both until its end. `scope`:
+ * where the old place is waited for.
+ */
+const move = (
+  pools: Pools["Service"],
+  session: LiveSession,
+  identity: Identity,
+  scope: Scope.Scope
+): Effect.Effect<void> =>
   Effect.uninterruptible(
     Effect.gen(function* () {
-      const placeScope = yield* Scope.fork(session.scope)
+      const placeScope = Scope.makeUnsafe()
       const place = yield* Scope.provide(pools.place(identity.placement, session.relay.settings), placeScope)
+      // It has given back its place meanwhile, and would never give back this one.
+      if (session.relay.state === "ended") return yield* Scope.close(placeScope, Exit.void)
       const old = session.place
       const oldScope = session.placeScope
       if (old.pool !== place.pool) old.pool.retire(old.tenant.group)
       session.identity = identity
       session.place = place
       session.placeScope = placeScope
-      // The old place is given back once nothing is leased there any more; the session's end gives back both.
+      // The old place is given back once nothing is leased there any more.
       yield* Effect.callback<void>((resume) =>
         session.relay.moveTo(place.pool, place.tenant, () => resume(Effect.void))
-      ).pipe(Effect.andThen(Scope.close(oldScope, Exit.void)), Effect.forkIn(session.scope, { startImmediately: true }))
+      ).pipe(
+        Effect.interruptible,
+        Effect.ensuring(Scope.close(oldScope, Exit.void)),
+        Effect.forkIn(scope, { startImmediately: true })
+      )
     })
   )
 

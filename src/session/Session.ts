@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { LiveConfig } from "../config/LiveConfig.ts"
+import type { LimitSettings } from "../config/PerseusConfig.ts"
 import type { LiveTls } from "../config/LiveTls.ts"
 import {
   LoginTimedOut,
@@ -21,6 +22,7 @@ import {
 } from "../errors.ts"
 import { ByteReader, type ReadFailure } from "../net/ByteReader.ts"
 import type { Transport } from "../net/Transport.ts"
+import type { Hold } from "../pool/Inspection.ts"
 import type { Place, Pools } from "../pool/Pools.ts"
 import {
   authenticationOk,
@@ -33,7 +35,7 @@ import type { Authenticator, Identity } from "../tenant/Authenticator.ts"
 import { LiveSession, type LiveSessions } from "./LiveSessions.ts"
 import { promptFor } from "./LoginPrompt.ts"
 import { negotiate, type LoginRequest } from "./Negotiation.ts"
-import { Relay } from "./Relay.ts"
+import { Relay, type RelayOptions } from "./Relay.ts"
 
 const PROTOCOL_3 = 0x00030000
 const LAST_WORDS_TIMEOUT = "2 seconds"
@@ -45,8 +47,9 @@ export interface House {
   readonly authenticator: Authenticator["Service"]
   readonly pools: Pools["Service"]
   readonly live: LiveSessions
-  /** Runs something beside the session, for as long as the house stands. */
-  readonly fork: (effect: Effect.Effect<void>) => void
+  readonly limits: () => LimitSettings
+  /** Writes down that this client keeps its server connection from now on, and why. */
+  readonly onPinned: (client: Transport, holds: ReadonlyArray<Hold>) => void
   /** Looks at the session's row again: it may have changed while the client logged in, when nobody could be told. */
   readonly recheck: (session: LiveSession) => void
 }
@@ -61,14 +64,14 @@ export interface House {
 export const serve = (house: House, reader: ByteReader, transport: Transport): Effect.Effect<SessionFault | null> =>
   Effect.suspend(() => {
     house.live.open(transport)
-    const scope = Scope.makeUnsafe()
+    const placeScope = Scope.makeUnsafe()
     return Effect.onExit(
       Effect.suspend(() =>
-        Effect.flatMap(admit(house, reader, transport, scope), (client) =>
+        Effect.flatMap(admit(house, reader, transport, placeScope), (client) =>
           client === null ? untold : relay(house, reader, transport, client)
         )
       ),
-      (exit) => leave(house, transport, scope, Exit.isSuccess(exit) ? exit.value : null)
+      (exit) => leave(house, transport, placeScope, Exit.isSuccess(exit) ? exit.value : null)
     )
   })
 
@@ -79,12 +82,12 @@ const admit = (
   house: House,
   reader: ByteReader,
   transport: Transport,
-  scope: Scope.Scope
+  placeScope: Scope.Closeable
 ): Effect.Effect<LoggedInClient | null> =>
   Effect.suspend(() => {
     const seconds = house.config.current().LimitSettings.ClientLoginTimeoutSecs
     return Effect.raceAllFirst([
-      logIn(house, reader, transport, scope),
+      logIn(house, reader, transport, placeScope),
       reader.gone,
       house.live.untilDraining,
       Effect.andThen(
@@ -98,26 +101,28 @@ const admit = (
       if (failure._tag === "TlsHandshakeFailed") return Effect.as(Effect.logInfo(failure.message), null)
       const fault = faultOf(failure)
       return Effect.as(
-        fault === null ? Effect.logDebug("the client left during its login") : tell(house, transport, fault),
+        fault === null ? Effect.logDebug("the client left during its login") : tell(house.live, transport, fault),
         null
       )
     }),
     Effect.annotateLogs({ remote: transport.remote })
   )
 
-/** Gives back all that the session holds, whichever way it ended. */
+/** Gives back all that the session holds, whichever way it ended: the place of its login, or where it is now. */
 const leave = (
-  house: House,
+  { live }: House,
   transport: Transport,
-  scope: Scope.Closeable,
+  firstPlace: Scope.Closeable,
   fault: SessionFault | null
-): Effect.Effect<void> =>
-  (fault === null ? Effect.void : tell(house, transport, fault)).pipe(
-    Effect.annotateLogs({ remote: transport.remote, tenant: house.live.tenantOf(transport) }),
-    Effect.andThen(Scope.close(scope, Exit.void)),
+): Effect.Effect<void> => {
+  const session = live.find(transport)
+  return (fault === null ? Effect.void : tell(live, transport, fault)).pipe(
+    Effect.annotateLogs({ remote: transport.remote, tenant: session?.identity.placement.tenantKey }),
+    Effect.andThen(Scope.close(session?.placeScope ?? firstPlace, Exit.void)),
     Effect.andThen(close(transport)),
-    Effect.andThen(Effect.sync(() => house.live.close(transport)))
+    Effect.andThen(Effect.sync(() => live.close(transport)))
   )
+}
 
 /** Lets the last words out. A client that does not take them is cut off. */
 const close = (transport: Transport): Effect.Effect<void> =>
@@ -138,18 +143,17 @@ interface LoggedInClient {
   readonly identity: Identity
   readonly place: Place
   readonly placeScope: Scope.Closeable
-  readonly scope: Scope.Scope
   readonly parameters: Buffer
   /** What `rowChanges` was before the row was looked up. */
   readonly rowChanges: number
 }
 
-/** Null where the connection was for a cancel, which is done. What is acquired is held by the scope. */
+/** Null where the connection was for a cancel, which is done. Its place is held by the scope. */
 const logIn = Effect.fnUntraced(function* (
   house: House,
   reader: ByteReader,
   transport: Transport,
-  scope: Scope.Scope
+  placeScope: Scope.Closeable
 ): Effect.fn.Return<LoggedInClient | null, SessionFault | TlsHandshakeFailed | ReadFailure> {
   const request = yield* negotiate(reader, transport, house.tls.toClients())
   if (request._tag === "Cancel") {
@@ -172,10 +176,9 @@ const logIn = Effect.fnUntraced(function* (
   const identity = yield* house.authenticator.login(claim, promptFor(reader, transport))
   const full = tenantIsFull(house, identity)
   if (full !== null) return yield* full
-  const placeScope = yield* Scope.fork(scope)
   const place = yield* Scope.provide(house.pools.place(identity.placement, request.settings), placeScope)
   const parameters = yield* place.pool.greeting(place.tenant, request.settings)
-  return { request, identity, place, placeScope, scope, parameters, rowChanges }
+  return { request, identity, place, placeScope, parameters, rowChanges }
 })
 
 const tenantIsFull = (house: House, { placement }: Identity): TooManyClients | null => {
@@ -190,47 +193,52 @@ const relay = (
   house: House,
   reader: ByteReader,
   transport: Transport,
-  { request, identity, place, placeScope, scope, parameters, rowChanges }: LoggedInClient
+  client: LoggedInClient
 ): Effect.Effect<SessionFault | null> =>
   Effect.callback<SessionFault | null>((resume) => {
     // Again: others of its tenant may have come in while it waited for its greeting.
-    const full = tenantIsFull(house, identity)
+    const full = tenantIsFull(house, client.identity)
     if (full !== null) {
       house.live.countLogin(outcomeOf(full))
       return resume(Effect.succeed(full))
     }
-    const pump = new Relay({
-      client: transport,
-      pool: place.pool,
-      tenant: place.tenant,
-      settings: request.settings,
-      limits: () => house.config.current().LimitSettings,
-      counters: house.live.counters,
-      allowance: house.live.allowance,
-      onPinned: (holds) =>
-        house.fork(
-          Effect.logInfo(`a server connection is pinned to its client: ${holds.join(", ")}`).pipe(
-            Effect.annotateLogs({ tenant: identity.placement.tenantKey, remote: transport.remote })
-          )
-        ),
-      onEnd: (fault) => resume(Effect.succeed(fault))
-    })
-    const session = new LiveSession(pump, identity, place, placeScope, scope)
-    const key = house.live.logIn(transport, session, request.minor)
-    house.live.countLogin("ok")
-    transport.write(
-      Buffer.concat([authenticationOk, parameters, backendKeyData(key.processId, key.secretKey), readyForQueryIdle])
-    )
-    pump.start(reader.takeRest())
-    if (house.live.draining) pump.endAtBorder(new ShuttingDown())
-    if (house.live.rowChanges !== rowChanges) house.recheck(session)
-    return Effect.sync(() => pump.dispose())
+    return disposal(begin(house, reader, transport, client, endBy(resume)))
   })
 
+// Functions of their own: what lives as long as the session must not close over what it was begun with.
+const disposal = (pump: Relay): Effect.Effect<void> => Effect.sync(() => pump.dispose())
+const endBy =
+  (resume: (ending: Effect.Effect<SessionFault | null>) => void): RelayOptions["onEnd"] =>
+  (fault) =>
+    resume(Effect.succeed(fault))
+
+const begin = (
+  house: House,
+  reader: ByteReader,
+  transport: Transport,
+  { request, identity, place, placeScope, parameters, rowChanges }: LoggedInClient,
+  onEnd: RelayOptions["onEnd"]
+): Relay => {
+  const { live, limits, onPinned } = house
+  const { counters, allowance } = live
+  const { settings } = request
+  const pump = new Relay({ client: transport, ...place, settings, limits, counters, allowance, onPinned, onEnd })
+  const session = new LiveSession(pump, identity, place, placeScope)
+  const key = live.logIn(transport, session, request.minor)
+  live.countLogin("ok")
+  transport.write(
+    Buffer.concat([authenticationOk, parameters, backendKeyData(key.processId, key.secretKey), readyForQueryIdle])
+  )
+  pump.start(reader.takeRest())
+  if (live.draining) pump.endAtBorder(new ShuttingDown())
+  if (live.rowChanges !== rowChanges) house.recheck(session)
+  return pump
+}
+
 /** The last words to the client, and the log's line. */
-const tell = (house: House, transport: Transport, fault: SessionFault): Effect.Effect<void> =>
+const tell = (live: LiveSessions, transport: Transport, fault: SessionFault): Effect.Effect<void> =>
   Effect.suspend(() => {
-    house.live.counters.countError(fault.sqlState)
+    live.counters.countError(fault.sqlState)
     transport.end(
       errorResponse({
         severity: "FATAL",

@@ -57,7 +57,13 @@ export class Sessions extends Context.Service<
         authenticator,
         pools,
         live,
-        fork: (effect) => void runBeside(effect),
+        limits: () => config.current().LimitSettings,
+        onPinned: (client, holds) =>
+          void runBeside(
+            Effect.logInfo(`a server connection is pinned to its client: ${holds.join(", ")}`).pipe(
+              Effect.annotateLogs({ tenant: live.find(client)?.identity.placement.tenantKey, remote: client.remote })
+            )
+          ),
         recheck: ({ identity }) => rows.recheck(identity.placement.tenantKey)
       }
       const fibers = yield* FiberSet.make<SessionFault | null>()

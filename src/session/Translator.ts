@@ -37,8 +37,8 @@ export interface State {
   readonly expectations: Expectations
   readonly statements: PreparedStatements
   readonly traces: Traces
-  /** What the last ReadyForQuery said. */
-  readonly status: () => number
+  /** What the server's last ReadyForQuery said. */
+  readonly server: { readonly status: number }
 }
 
 /** No SQL, whatever the server's version. */
@@ -151,11 +151,11 @@ export class Translator {
 
   /** Only this client's name goes, as by Close: others may use what it says. The answer is PostgreSQL's. */
   #deallocate(name: string): Rewritten {
-    const { expectations, statements, status } = this.#state
+    const { expectations, statements, server } = this.#state
     expectations.pushMadeUpQuery(() => {
-      const failed = status() === TransactionStatus.failed
+      const failed = server.status === TransactionStatus.failed
       if (!failed) statements.deallocate(name)
-      return Buffer.concat([failed ? transactionFailed : commandComplete("DEALLOCATE"), readyForQuery(status())])
+      return Buffer.concat([failed ? transactionFailed : commandComplete("DEALLOCATE"), readyForQuery(server.status)])
     })
     return []
   }

@@ -175,7 +175,7 @@ describe("a client's statements", () => {
       count: 60_000,
       check: (input, random) => {
         if (random.chance(0.01)) connection.statements.clear()
-        const statements = new PreparedStatements(new Traces(), () => 200)
+        const statements = new PreparedStatements(new Traces(), { pool: { maxPreparedStatements: 200 } })
         const { out, cut } = rewrite(statements, input, new Expectations(), connection)
         const written = Buffer.concat(out)
         let at = 0

@@ -182,7 +182,7 @@ describe("a relay whose server is being asked", () => {
     }
     const connection: Connection = new ServerConnection(login, group, 0, () => {})
     connection.settings = clientSettings([["my.claims", "x".repeat(400_000)]])
-    const statements = new PreparedStatements(new Traces(), () => 200)
+    const statements = new PreparedStatements(new Traces(), { pool: { maxPreparedStatements: 200 } })
     const expectations = new Expectations()
     const before = process.memoryUsage().heapUsed
     for (let at = 0; at < 200; at++) {

@@ -20,7 +20,7 @@ import { seeded, type Chance } from "../support/random.ts"
 
 const credential = new Credential("app", Redacted.make("secret"))
 
-const newStatements = () => new PreparedStatements(new Traces(), () => 200)
+const newStatements = () => new PreparedStatements(new Traces(), { pool: { maxPreparedStatements: 200 } })
 
 const connect = (settings: ReadonlyArray<readonly [string, string]> = []): Connection => {
   const login = {
