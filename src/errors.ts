@@ -9,6 +9,7 @@
  */
 import * as Data from "effect/Data"
 import type { LogLevel } from "effect/LogLevel"
+import type { ReceivedError } from "./protocol/Backend.ts"
 import { SqlState } from "./protocol/SqlState.ts"
 
 /** What a client is told of a failure, and what the operator's log says. */
@@ -511,6 +512,10 @@ export class SettingRefused
   }>
   implements ClientFault
 {
+  static of({ sqlState, message }: ReceivedError): SettingRefused {
+    return new SettingRefused({ sqlState, clientMessage: message })
+  }
+
   readonly severity = "FATAL"
   readonly logLevel = "Info"
   readonly retrySafe = true

@@ -17,7 +17,6 @@ import type { TlsToServers } from "../config/LiveTls.ts"
 import type { LimitSettings, PoolSettings, ServerSettings } from "../config/PerseusConfig.ts"
 import { AcquireTimedOut, DestinationUnreachable, SettingRefused, ShuttingDown, type SessionFault } from "../errors.ts"
 import type { Network } from "../net/Network.ts"
-import type { ReceivedError } from "../protocol/Backend.ts"
 import { emptyQuery, terminate } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
 import * as CancelRequest from "./CancelRequest.ts"
@@ -48,8 +47,8 @@ import { QUANTUM, type Waiter } from "./WaitQueue.ts"
  */
 const HANDOVER_MIN_AGE_MS = 50
 
-/** A question between two transactions that is cancelled is asked again, so often. */
-const MAX_ATTEMPTS = 10
+/** How often a question between two transactions is asked at most, where it is cancelled each time. */
+const QUESTION_MAX_ATTEMPTS = 10
 
 const checkConversation: Conversation = { bytes: emptyQuery, readyForQueries: 1, commands: [0] }
 
@@ -179,14 +178,6 @@ export class Pool {
     for (const connection of this.#connections) if (connection.group.owner === null) connection.stateKnown = false
   }
 
-  #setTenant(connection: Connection, tenant: PoolTenant | null): void {
-    if (connection.tenant === tenant) return
-    const before = connection.tenant
-    if (tenant !== null) tenant.references++
-    connection.tenant = tenant
-    if (before !== null) this.release(before)
-  }
-
   /** A row's secret changed: connections with the old one finish what they are at and are closed. */
   retire({ credential: { fingerprint } }: CredentialGroup): void {
     for (const connection of this.#connections) {
@@ -314,7 +305,7 @@ export class Pool {
     const asking = { ...ask(), onNotification: (body: Buffer) => client.onNotification(body) }
     connection.converse(asking, this.#now() + this.#settings.SchemaExecTimeoutSecs * 1000, (end) => {
       // On a busy machine even a SHOW can take longer than the session's own `statement_timeout = 1`; nothing of it was done.
-      if (wasCancelled(end) && attempt < MAX_ATTEMPTS) return again(attempt + 1)
+      if (wasCancelled(end) && attempt < QUESTION_MAX_ATTEMPTS) return again(attempt + 1)
       const fine = end._tag === "Done"
       if (fine) connection.lessee = client
       else if (end._tag !== "Lost") {
@@ -490,7 +481,7 @@ export class Pool {
     connection.forgetSession()
     connection.settings = noSettings
     connection.stateKnown = owner !== null
-    this.#setTenant(connection, owner)
+    this.#tenants.assign(connection, owner)
   }
 
   /** The connection's tenant has clients waiting and its quantum is not used up. */
@@ -553,7 +544,7 @@ export class Pool {
       if (end._tag === "Done") {
         if (full) {
           connection.forgetSession()
-          this.#setTenant(connection, tenant)
+          this.#tenants.assign(connection, tenant)
         }
         connection.settings = settings
         connection.stateKnown = tenant.path === path
@@ -585,7 +576,7 @@ export class Pool {
         // The client's own settings, which a connection may refuse for what others did there (temp_buffers); or its path, on a
         // connection that nobody had before it.
         if (isNew || (settingsFrom !== undefined && end.completed >= settingsFrom && client?.mayBeRefused === true)) {
-          return client?.onRefused(settingRefused(end.error))
+          return client?.onRefused(SettingRefused.of(end.error))
         }
         detail = `${end.error.sqlState} ${end.error.message}`
         break
@@ -770,7 +761,7 @@ export class Pool {
     this.statistics.connectFailures++
     // Only a client in session mode has settings of its own in the startup packet.
     if (group.owner !== null && failure.error !== undefined && /^(22|42)/.test(failure.error.sqlState)) {
-      return this.#refuseAll(group, settingRefused(failure.error))
+      return this.#refuseAll(group, SettingRefused.of(failure.error))
     }
     const fault = this.#unreachable(failure.detail)
     if (failure.kind === "refused") group.refusal = refusedAgain(group.refusal, fault, now)
@@ -863,7 +854,7 @@ export class Pool {
     this.#closingCount--
     const group = connection.group
     group.open--
-    this.#setTenant(connection, null)
+    this.#tenants.assign(connection, null)
     // A copy: who finds no room is put back, and would be met again.
     for (const starved of Array.from(this.#starved)) this.#ensureOpening(starved)
     this.#serve(group)
@@ -1038,6 +1029,3 @@ const wasCancelled = (end: ConversationEnd): boolean =>
 
 /** Of an empty array `[-1]` would be looked up as the name "-1", 0.3 µs. */
 const lastOf = <A>(of: ReadonlyArray<A>): A | null => (of.length > 0 ? of[of.length - 1]! : null)
-
-const settingRefused = ({ sqlState, message }: ReceivedError): SettingRefused =>
-  new SettingRefused({ sqlState, clientMessage: message })

@@ -5,7 +5,7 @@
  * tenants or connections. Lends, opens and closes nothing; the pool does.
  */
 import type { Credential } from "./Credential.ts"
-import { CredentialGroup, PoolTenant, Usage, type Mode } from "./PoolTenant.ts"
+import { CredentialGroup, PoolTenant, Usage, type Connection, type Mode } from "./PoolTenant.ts"
 import { safeFloor, sessionFloor, type ClientSettings, type Floor } from "./Reset.ts"
 
 /** Whose place it is, and as whom it logs in. */
@@ -82,6 +82,15 @@ export class Tenants {
     if (--tenant.usage.references === 0) this.#usages.delete(tenant.usage.tenantKey)
     tenant.group.tenants--
     this.dropIfUnused(tenant.group)
+  }
+
+  /** Whose path the connection carries from now on. */
+  assign(connection: Connection, tenant: PoolTenant | null): void {
+    if (connection.tenant === tenant) return
+    const before = connection.tenant
+    if (tenant !== null) tenant.references++
+    connection.tenant = tenant
+    if (before !== null) this.release(before)
   }
 
   dropIfUnused(group: CredentialGroup): void {
