@@ -3,7 +3,7 @@
  * tenants that are logged in as the same `dest_user`, who share connections. In session mode tenant and group are those of
  * one tenant's clients with the same settings: a connection of theirs is opened with these, and serves nobody else.
  *
- * Plain records: the Pool alone changes them.
+ * Plain records: the Pool and its parts alone change them, each field the one that owns it.
  */
 import type { SessionFault } from "../errors.ts"
 import type { Credential } from "./Credential.ts"

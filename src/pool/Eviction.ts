@@ -1,0 +1,78 @@
+/**
+ * Which connections are too many or too old, or take too long: MaxOpen, MaxIdle, MaxLifetimeSecs, MaxIdletimeSecs, and the
+ * deadline of what a connection is at.
+ *
+ * Of connections without a deadline it closes idle ones only; of one that is in use it says, when it comes back, whether it is
+ * to be closed. Opens and lends nothing, and keeps no account of its own.
+ */
+import type { Cancels } from "./Cancels.ts"
+import type { Connections } from "./Connections.ts"
+import type { PoolContext } from "./PoolContext.ts"
+import type { Connection } from "./PoolTenant.ts"
+
+const isExpired = (since: number, seconds: number, now: number): boolean => seconds > 0 && now - since >= seconds * 1000
+
+export class Eviction {
+  readonly #context: PoolContext
+  readonly #connections: Connections
+  readonly #cancels: Cancels
+
+  constructor(context: PoolContext, connections: Connections, cancels: Cancels) {
+    this.#context = context
+    this.#connections = connections
+    this.#cancels = cancels
+  }
+
+  /** A connection that has become free is not to be lent again. */
+  isDue(connection: Connection, now: number): boolean {
+    if (this.#context.closing || connection.retired || this.#isAboveMaxOpen()) return true
+    if (!isExpired(connection.openedAt, this.#context.settings.MaxLifetimeSecs, now)) return false
+    this.#context.statistics.maxLifetimeClosed++
+    return true
+  }
+
+  /** What is overdue is ended. */
+  sweep(now: number): void {
+    for (const connection of this.#connections.all) {
+      if (connection.deadline <= now) {
+        if (connection.state === "closing") this.#connections.closeByForce(connection)
+        else connection.giveUpConversation()
+      } else if (connection.state === "closing") {
+        // A cancel between two queries of one pipeline is in vain, and the second would run on with nobody there.
+        if (connection.stopQuery) this.#cancels.send(connection)
+      } else if (connection.state === "idle") this.#closeIfExpired(connection, now)
+    }
+  }
+
+  /** What is idle beyond MaxOpen, where that has become less. */
+  closeAboveMaxOpen(): void {
+    while (this.#isAboveMaxOpen()) {
+      const longest = this.#connections.longestIdle()
+      if (longest === null) return
+      this.#connections.close(longest)
+    }
+  }
+
+  /** No more than MaxIdle are kept; those idle longest go first, for the last used are likely to fit again. */
+  closeAboveMaxIdle(): void {
+    for (let surplus = this.#connections.idle - this.#context.settings.MaxIdle; surplus > 0; surplus--) {
+      const longest = this.#connections.longestIdle()
+      if (longest === null) return
+      this.#context.statistics.maxIdleClosed++
+      this.#connections.close(longest)
+    }
+  }
+
+  #closeIfExpired(idle: Connection, now: number): void {
+    const { settings, statistics } = this.#context
+    if (isExpired(idle.openedAt, settings.MaxLifetimeSecs, now)) statistics.maxLifetimeClosed++
+    else if (isExpired(idle.idleSince, settings.MaxIdletimeSecs, now)) statistics.maxIdleTimeClosed++
+    else return
+    this.#connections.close(idle)
+  }
+
+  #isAboveMaxOpen(): boolean {
+    const { MaxOpen } = this.#context.settings
+    return MaxOpen > 0 && this.#connections.live > MaxOpen
+  }
+}
