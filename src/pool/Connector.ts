@@ -139,7 +139,7 @@ export class Connector {
    * The fault to answer with where no connection is there or on its way and none is to be had. A destination that was there
    * a moment ago (a restart) is waited for, ConnCreateTimeoutSecs long: only the transactions in flight fail then.
    */
-  inVain(group: CredentialGroup, now: number): DestinationUnreachable | null {
+  inVain(group: CredentialGroup, now = this.#context.now()): DestinationUnreachable | null {
     if (group.opening > 0) return null
     const refusal = group.refusal !== null && now < group.refusal.until ? group.refusal.fault : null
     const fault = refusal ?? this.#reachability.inVain(now, this.#opening, this.#patience)

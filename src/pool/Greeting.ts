@@ -5,6 +5,7 @@
 import * as Effect from "effect/Effect"
 import type { SessionFault } from "../errors.ts"
 import { parameterStatus } from "../protocol/Backend.ts"
+import type { Connector } from "./Connector.ts"
 import type { Connection, PoolClient, PoolTenant } from "./PoolTenant.ts"
 import type { ClientSettings } from "./Reset.ts"
 import { Waiter } from "./WaitQueue.ts"
@@ -21,18 +22,36 @@ interface Lender {
 }
 
 /** Of this epoch: the destination may report other values after it was away. */
-export const remembered = (tenant: PoolTenant, settings: ClientSettings, epoch: number): Buffer | null => {
+const remembered = (tenant: PoolTenant, settings: ClientSettings, epoch: number): Buffer | null => {
   const known = tenant.greetings.get(settings.key)
   return known === undefined || known.epoch !== epoch ? null : known.bytes
 }
 
-export const remember = (tenant: PoolTenant, settings: ClientSettings, epoch: number, bytes: Buffer): void => {
+const remember = (tenant: PoolTenant, settings: ClientSettings, epoch: number, bytes: Buffer): void => {
   if (tenant.greetings.size >= GREETINGS_PER_TENANT) tenant.greetings.clear()
   tenant.greetings.set(settings.key, { bytes, epoch })
 }
 
+/** Asked where it is not known yet. What is known is no greeting where the client could not be served behind it. */
+export const greeting = (
+  pool: Lender,
+  connector: Connector,
+  tenant: PoolTenant,
+  settings: ClientSettings
+): Effect.Effect<Buffer, SessionFault> =>
+  Effect.suspend(() => {
+    const known = remembered(tenant, settings, connector.epoch)
+    if (known !== null) {
+      const fault = connector.inVain(tenant.group)
+      return fault === null ? Effect.succeed(known) : Effect.fail(fault)
+    }
+    return Effect.tap(ask(pool, tenant, settings), (bytes) =>
+      Effect.sync(() => remember(tenant, settings, connector.epoch, bytes))
+    )
+  })
+
 /** Waits its turn like everybody else. Fails with the server's own words where it refuses a setting. */
-export const ask = (pool: Lender, tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> =>
+const ask = (pool: Lender, tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> =>
   Effect.callback<Buffer, SessionFault>((resume) => {
     const client = new GreetingClient(tenant, settings, {
       granted: (connection) => {

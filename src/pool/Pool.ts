@@ -36,8 +36,8 @@ import type { Connection, CredentialGroup, PoolClient, PoolTenant } from "./Pool
 import { Preparations, type Preparation } from "./Preparations.ts"
 import { Quota } from "./Quota.ts"
 import { forgetAll, noSettings, type ClientSettings } from "./Reset.ts"
-import type { ConversationEnd } from "./ServerConnection.ts"
 import { Retirement } from "./Retirement.ts"
+import type { ConversationEnd } from "./ServerConnection.ts"
 import { Slots } from "./Slots.ts"
 import { Tenants, type TenantPlacement, type TenantRules } from "./Tenants.ts"
 import { QUANTUM, type Waiter } from "./WaitQueue.ts"
@@ -414,7 +414,7 @@ export class Pool {
 
   #waitAgain(client: PoolClient, since: number): void {
     const { group, lane } = client.tenant
-    const fault = this.#context.closing ? new ShuttingDown() : this.#connector.inVain(group, this.#context.now())
+    const fault = this.#context.closing ? new ShuttingDown() : this.#connector.inVain(group)
     if (fault !== null) return client.onRefused(fault)
     group.queue.enterFirst(lane, client.waiter)
     client.waiter.since = since
@@ -505,16 +505,7 @@ export class Pool {
    * reports once they hold there. Asked once, then remembered. Fails with the server's own words where it refuses a setting.
    */
   greeting(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
-    return Effect.suspend(() => {
-      const known = Greeting.remembered(tenant, settings, this.#connector.epoch)
-      if (known !== null) {
-        const fault = this.#connector.inVain(tenant.group, this.#context.now())
-        return fault === null ? Effect.succeed(known) : Effect.fail(fault)
-      }
-      return Effect.tap(Greeting.ask(this, tenant, settings), (bytes) =>
-        Effect.sync(() => Greeting.remember(tenant, settings, this.#connector.epoch, bytes))
-      )
-    })
+    return Greeting.greeting(this, this.#connector, tenant, settings)
   }
 
   snapshot(): PoolSnapshot {
