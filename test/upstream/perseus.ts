@@ -1,10 +1,11 @@
 /**
  * Perseus for a suite that knows nothing of it: before a PostgreSQL server that trusts loopback, with one tenant for each
- * database, whose role is the server's superuser. Runs until SIGTERM, and leaves a database `perseus` on the server.
+ * database, whose role is the server's superuser, or those it is told. Runs until SIGTERM, and leaves a database `perseus` on the server.
  *
- *   node test/upstream/perseus.ts <listen port> <server port> <session | transaction> <database>…
+ *   node test/upstream/perseus.ts <listen port> <server port> <session | transaction> <tenant>…
  *
- * Clients log in as `postgres` with the password `postgres`, and name the schema `public`.
+ * A tenant is `<database>[:<schema>[:<user>[:<password>]]]`. Clients log in as `postgres` with the password `postgres`, and
+ * name the schema `public`, where it does not say otherwise.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"
@@ -23,11 +24,16 @@ import { Perseus } from "../../src/Perseus.ts"
 import { encrypt } from "../../src/tenant/KmsDecrypt.ts"
 import { PasswordHash } from "../../src/tenant/PasswordHash.ts"
 
-const [listenPort, serverPort, mode, ...databases] = process.argv.slice(2)
+const [listenPort, serverPort, mode, ...names] = process.argv.slice(2)
 
 const HOST = "127.0.0.1"
-/** The user's and the role's name, and the password of both; the server asks for none. */
+/** The user's and the role's name, and the password of both. */
 const USER = "postgres"
+
+const tenants = names.map((name) => {
+  const [database, schema = "public", user = USER, password = USER] = name.split(":")
+  return { database, schema, user, password: Redacted.make(password) }
+})
 
 const connectTo = (name: string) =>
   Effect.acquireRelease(
@@ -39,20 +45,24 @@ const connectTo = (name: string) =>
     (client) => Effect.promise(() => client.end())
   )
 
-const writeAuthTable = Effect.fnUntraced(function* (hash: string, ciphertext: string) {
+const writeAuthTable = Effect.fnUntraced(function* (kms: LocalKms.LocalKms) {
   const maintenance = yield* connectTo("postgres")
   yield* Effect.promise(() => maintenance.query("DROP DATABASE IF EXISTS perseus WITH (FORCE)"))
   yield* Effect.promise(() => maintenance.query("CREATE DATABASE perseus"))
   const auth = yield* connectTo("perseus")
   const table = yield* Effect.promise(() => readFile(new URL("../../config/perseus_auth.sql", import.meta.url), "utf8"))
   yield* Effect.promise(() => auth.query(table))
-  yield* Effect.promise(() =>
-    auth.query(
-      `INSERT INTO perseus_auth (source_db, source_schema, source_user, source_pass_hashed, dest_host, dest_db,
-        dest_pass_enc, dest_user) SELECT name, 'public', $2, $3, $4, name, $5, $2 FROM unnest($1::text[]) AS name`,
-      [databases, USER, hash, `${HOST}:${serverPort}`, ciphertext]
+  for (const { database, schema, user, password } of tenants) {
+    const hash = yield* PasswordHash.use((passwords) => passwords.hash(password))
+    const ciphertext = yield* encrypt(kms.settings, password)
+    yield* Effect.promise(() =>
+      auth.query(
+        `INSERT INTO perseus_auth (source_db, source_schema, source_user, source_pass_hashed, dest_host, dest_db,
+          dest_pass_enc, dest_user) VALUES ($1, $2, $3, $4, $5, $1, $6, $3)`,
+        [database, schema, user, hash, `${HOST}:${serverPort}`, ciphertext]
+      )
     )
-  )
+  }
 }, Effect.scoped)
 
 const configOf = (kms: LocalKms.LocalKms) =>
@@ -89,9 +99,7 @@ const program = Effect.gen(function* () {
     (name) => Effect.promise(() => rm(name, { recursive: true }))
   )
   const kms = yield* LocalKms.start({ keyFile: path.join(directory, "keys.json") })
-  const password = Redacted.make(USER)
-  const hash = yield* PasswordHash.use((passwords) => passwords.hash(password))
-  yield* writeAuthTable(hash, yield* encrypt(kms.settings, password))
+  yield* writeAuthTable(kms)
   const config = configOf(kms)
   if (Result.isFailure(config)) return yield* Effect.die(new Error(config.failure.join("\n")))
   const listening = Perseus.use(({ address }) => Console.log(`listening on ${address.host}:${address.port}`))

@@ -1,7 +1,9 @@
 #!/bin/bash
 # One upstream suite against one target, on a PostgreSQL 15 of its own; as root, for the server runs as postgres.
 #
-#   test/upstream/run.sh regress|pipeline|psycopg2|psycopg|asyncpg|pg direct|pgbouncer|perseus [session|transaction]
+#   test/upstream/run.sh <suite> direct|pgbouncer|perseus [session|transaction]
+#
+# The suites: regress, pipeline, psycopg2, psycopg, asyncpg, pg, postgresjs, effect.
 #
 # WORK (default /tmp/perseus-upstream) holds the sources, as README.md says, and gets the results: out/<suite>-<target>-<mode>.
 # PORT (default 6500) and the one after it must be free. PGBOUNCER and SERVER, where they are not
@@ -27,6 +29,19 @@ case $suite in
   regress) database=regression ;;
   asyncpg) database=postgres more_databases="testdb asyncpg_intro_test" ;;
   pg) more_databases=template1 ;;
+  postgresjs)
+    database=postgres
+    # Its users log in to one database, each to a schema of its own: <database>:<schema>:<user>:<password>.
+    more_databases="postgres_js_test:public:postgres_js_test:postgres postgres:postgres:postgres:postgres"
+    for name in postgres postgres_js_test_md5 postgres_js_test_scram; do
+      more_databases+=" postgres_js_test:$name:$name:$name"
+    done
+    ;;
+  effect)
+    # One for each container that the suite starts.
+    databases=$(echo effect_{1..12})
+    for name in $databases; do more_databases+=" $name:public:effect:effect"; done
+    ;;
 esac
 
 as_postgres() { su postgres -c "$*"; }
@@ -53,6 +68,7 @@ max_connections = 100
 max_prepared_transactions = 2
 fsync = off
 EOF
+  case $suite in postgresjs | effect) "configure_$suite" ;; esac
   as_postgres "$server/bin/pg_ctl -D $out/data -l $out/server.log -w start" > "$out/pg_ctl.log"
   trap stop EXIT
   [ $database = postgres ] || sql -c "CREATE DATABASE $database TEMPLATE template0"
@@ -68,15 +84,46 @@ prepare_regress() {
   done
 }
 
+# A password to be wrong about.
+configure_effect() {
+  printf 'host all effect 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n' > "$out/pg_hba.conf"
+  cat "$out/pg_hba.conf" > "$out/data/pg_hba.conf"
+  echo '"effect" "effect"' > "$out/users"
+}
+
+# Roles that log in as they are made to, and logical replication. What its bootstrap.js makes, libpq makes at the server.
+configure_postgresjs() {
+  sed "s/samehost /127.0.0.1\/32 /" "$work/postgres.js/tests/pg_hba.conf" > "$out/pg_hba.conf"
+  cat "$out/pg_hba.conf" > "$out/data/pg_hba.conf"
+  echo "wal_level = logical" >> "$out/data/postgresql.conf"
+  printf '[server]\nhost=127.0.0.1\nport=%s\nuser=postgres\ndbname=postgres\n' "$server_port" > "$out/pg_service.conf"
+  for name in postgres postgres_js_test postgres_js_test_md5 postgres_js_test_scram; do
+    echo "\"$name\" \"$name\""
+  done > "$out/users"
+}
+
+prepare_effect() {
+  local name
+  sql -c "CREATE ROLE effect SUPERUSER LOGIN PASSWORD 'effect'"
+  for name in $databases; do sql -c "CREATE DATABASE $name OWNER effect"; done
+}
+
 start_pgbouncer() {
+  # Suites that look at who they are, and at passwords.
+  local user="user=$user" login="auth_type = any" sockets=
+  if [ -e "$out/users" ]; then
+    user= sockets=$out login="auth_type = hba
+auth_hba_file = $out/pg_hba.conf
+auth_file = $out/users"
+  fi
   cat > "$out/pgbouncer.ini" <<EOF
 [databases]
-* = host=127.0.0.1 port=$server_port user=$user
+* = host=127.0.0.1 port=$server_port $user
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = $port
-unix_socket_dir =
-auth_type = any
+unix_socket_dir = $sockets
+$login
 pool_mode = $mode
 default_pool_size = 50
 max_client_conn = 200
@@ -146,13 +193,38 @@ run_pg() {
   done
 }
 
+# It has the port 5432 in its tests, and stops at the first failure.
+run_postgresjs() {
+  cp -r "$work/postgres.js/"{package.json,src,tests} "$out"
+  cp "$perseus/test/upstream/postgresjs_test.js" "$out/tests/test.js"
+  sed -i "s/5432/$port/" "$out/tests/index.js"
+  [ "$target" != perseus ] || sed -i \
+    "s/application_name: env/schema_search_path: user === 'postgres_js_test' ? 'public' : user, &/" "$out/src/index.js"
+  sql -d template1 -c "CREATE SCHEMA postgres"
+  local sockets=$out
+  [ "$target" != direct ] || sockets=$out/data
+  cd "$out"
+  PATH=$perseus/node_modules/.bin:$PATH PGHOST=127.0.0.1 PGPORT=$port PGUSER=$user PGDATABASE=$database PGSOCKET=$sockets \
+    PGOPTIONS= PGSERVICEFILE=$out/pg_service.conf PGSERVICE=server timeout $limit node tests/index.js
+}
+
+run_effect() {
+  cp -r "$work/effect-sql-pg/test" "$out"
+  cp -r "$perseus/node_modules/@effect/sql-pg" "$out"
+  ln -s "$perseus/node_modules" "$out"
+  [ "$target" != perseus ] || sed -i 's/\.\.\.named,/schema_search_path: "public", &/' "$out/sql-pg/dist/PgConnection.js"
+  cd "$out"
+  PATH=$perseus/node_modules/.bin:$PATH PGHOST=127.0.0.1 PGPORT=$port PGUSER=effect PGPASSWORD=effect PGOPTIONS= \
+    UPSTREAM_DATABASES=$databases NO_COLOR=1 timeout $limit vitest run --config "$perseus/test/upstream/effect_sql.config.ts"
+}
+
 umask 022
 rm -rf "$out"
 mkdir -p "$out"
 chown postgres "$out"
 [ -e "$work/lib/libpq_pipeline" ] || build
 start_server
-[ "$suite" != regress ] || prepare_regress
+case $suite in regress | effect) "prepare_$suite" ;; esac
 port=$server_port
 if [ "$target" != direct ]; then
   port=$((server_port + 1))
@@ -163,6 +235,8 @@ fi
 (umask 000 && "run_$suite") > "$out/log" 2>&1 || true
 tail -n 8 "$out/log"
 # Of the suites that do not count themselves.
-if [ "$suite" = pipeline ] || [ "$suite" = pg ]; then
-  echo "$(grep -c '^passed: ' "$out/log") passed, $(grep -c '^failed: ' "$out/log") failed"
-fi
+case $suite in
+  pipeline | pg | postgresjs)
+    echo "$(grep -c '^passed: ' "$out/log") passed, $(grep -c '^failed: ' "$out/log") failed"
+    ;;
+esac
