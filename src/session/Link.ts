@@ -46,6 +46,11 @@ export class Link implements Lease {
     return this.server!
   }
 
+  /** Also beyond the transaction: no other connection has what is left there. */
+  get keepsServer(): boolean {
+    return this.tenant.mode === "session" || this.server?.pinned === true
+  }
+
   /** The client hears nothing of the connection any more. Where it is stalled, it must not leave a paused server to the next. */
   unlink(connection: Connection): void {
     this.server = null

@@ -295,7 +295,10 @@ export class Relay implements TransportHandler, PoolClient {
     this.#counters.transactions++
     this.#statements.endLease()
     const traces = this.#traces
-    if (this.#isLeaving || this.#inDoubt) return this.#release()
+    if (this.#isLeaving) return this.#release()
+    // What a client keeps there is not taken from it unnoticed: a count that may be off matters to the next one, and to our
+    // own questions.
+    if (this.#inDoubt) return this.#link.keepsServer ? this.#rest() : this.#release()
     if (this.#link.tenant.mode === "session") return this.#rest()
     const holds = traces.holds && this.#link.pool.pins
     if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)

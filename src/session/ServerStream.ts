@@ -185,8 +185,9 @@ export class ServerStream {
           this.#errorInstead = instead
           return false
         }
-        // A server that goes says so behind an answer that was complete: that is no concern of this client's.
-        return !(atBorder && this.#saidFatal && !this.#link.resting) && this.#expectations.onError()
+        // A server that goes says so behind an answer that was complete: no concern of a client that keeps nothing there.
+        const concerns = !atBorder || !this.#saidFatal || this.#link.resting || this.#link.keepsServer
+        return concerns && this.#expectations.onError()
       }
       case Backend.parameterStatus:
         this.#hearParameter(chunk, at, next)

@@ -73,6 +73,27 @@ describe("a server that says FATAL 57P01 in the same breath as a complete answer
     })
   )
 
+  for (const [where, Mode, sql] of [
+    ["in session mode", "session", "SELECT 1"],
+    ["that has a pinned connection", "transaction", "LISTEN news"]
+  ] as const) {
+    it.effect(`ends the session of a client ${where}: what it keeps there is lost`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings: { PoolSettings: { MaxOpen: 2, MaxIdle: 1, Mode } } })
+        const client = yield* perseus.logIn("red")
+        client.ask(sql)
+        yield* perseus.settle
+        client.heard()
+        perseus.server.tamper((bytes) => (answersEndInReady(bytes) ? Buffer.concat([bytes, farewell]) : bytes))
+        client.ask("SELECT 1")
+        yield* perseus.settle
+        perseus.server.breakNewest()
+        yield* perseus.settle
+        assert.deepStrictEqual(client.heard(), [...answered, "FATAL 57P01", "closed"])
+      })
+    )
+  }
+
   it.effect("serves nobody who waits for the connection: they have another", () =>
     Effect.gen(function* () {
       const { perseus, holder, waiter } = yield* crowded()

@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { query } from "../../src/protocol/Frontend.ts"
+import { frame } from "../../src/protocol/Encoder.ts"
+import { Frontend } from "../../src/protocol/Frame.ts"
+import { query, terminate } from "../../src/protocol/Frontend.ts"
 import { parse, sync, bind, execute } from "../support/rawClient.ts"
 import { answered, make } from "../support/memoryPerseus.ts"
 
@@ -94,4 +96,45 @@ describe("a session that is kept", () => {
       assert.deepStrictEqual(next.heard(), ["ERROR 53300", "ready I"])
     })
   )
+})
+
+/** As pgjdbc refuses a COPY: the Sync behind its Execute, which the server swallows, and another behind CopyFail. */
+const copyFail = frame(Frontend.copyFail, Buffer.from("no\0"))
+
+describe("a COPY of the extended protocol that fails", () => {
+  const kept: Readonly<Record<string, readonly [mode: string, first: string]>> = {
+    "in session mode": ["session", "SELECT 1"],
+    "on a pinned connection": ["transaction", "LISTEN news"]
+  }
+  for (const [where, [Mode, first]] of Object.entries(kept)) {
+    it.effect(`leaves its client the connection, and nobody else: ${where}`, () =>
+      Effect.gen(function* () {
+        const perseus = yield* make({ settings: { PoolSettings: { MaxOpen: 2, MaxIdle: 2, Mode } } })
+        const client = yield* perseus.logIn("red")
+        client.ask(first)
+        yield* perseus.settle
+        client.heard()
+        client.send(parse("", "COPY t FROM STDIN"), bind("", ""), execute(), sync)
+        yield* perseus.settle
+        assert.deepStrictEqual(client.heard(), ["1", "2", "G"])
+        client.send(copyFail, sync)
+        yield* perseus.settle
+        assert.deepStrictEqual(client.heard(), ["ERROR 57014", "ready I"])
+        client.ask("SELECT 1")
+        yield* perseus.settle
+        assert.deepStrictEqual(client.heard(), answered)
+        client.send(terminate)
+        yield* perseus.settle
+        const other = yield* perseus.logIn("red")
+        other.ask("SELECT 1")
+        yield* perseus.settle
+        assert.deepStrictEqual(other.heard(), answered)
+        const ran = perseus.postgres.log.filter(({ sql }) => [first, "SELECT 1", "COPY t FROM STDIN"].includes(sql))
+        const [own, ...rest] = ran.map(({ connection }) => connection)
+        const others = rest.pop()
+        assert.deepStrictEqual(new Set(rest), new Set([own]))
+        assert.notStrictEqual(others, own)
+      })
+    )
+  }
 })
