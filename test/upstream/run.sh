@@ -3,7 +3,7 @@
 #
 #   test/upstream/run.sh <suite> direct|pgbouncer|perseus [session|transaction]
 #
-# The suites: regress, pipeline, psycopg2, psycopg, asyncpg, pg, postgresjs, effect.
+# The suites: regress, pipeline, psycopg2, psycopg, asyncpg, pg, pgjdbc, postgresjs, effect.
 #
 # WORK (default /tmp/perseus-upstream) holds the sources, as README.md says, and gets the results: out/<suite>-<target>-<mode>.
 # PORT (default 6500) and the one after it must be free. PGBOUNCER and SERVER, where they are not
@@ -22,6 +22,9 @@ user=postgres
 database=suite
 # That the suite makes and connects to.
 more_databases=
+prepared_transactions=2
+# Lines of pg_hba.conf.
+logins=
 limit=900
 
 # What the suites take for granted.
@@ -41,6 +44,12 @@ case $suite in
     # One for each container that the suite starts.
     databases=$(echo effect_{1..12})
     for name in $databases; do more_databases+=" $name:public:effect:effect"; done
+    ;;
+  # The roles that it makes log in by password.
+  pgjdbc)
+    prepared_transactions=64
+    logins="host all $user 127.0.0.1/32 trust
+host all all 127.0.0.1/32 md5"
     ;;
 esac
 
@@ -65,10 +74,11 @@ port = $server_port
 listen_addresses = '127.0.0.1'
 unix_socket_directories = '$out/data'
 max_connections = 100
-max_prepared_transactions = 2
+max_prepared_transactions = $prepared_transactions
 fsync = off
 EOF
   case $suite in postgresjs | effect) "configure_$suite" ;; esac
+  [ -z "$logins" ] || echo "$logins" > "$out/data/pg_hba.conf"
   as_postgres "$server/bin/pg_ctl -D $out/data -l $out/server.log -w start" > "$out/pg_ctl.log"
   trap stop EXIT
   [ $database = postgres ] || sql -c "CREATE DATABASE $database TEMPLATE template0"
@@ -216,6 +226,38 @@ run_effect() {
   cd "$out"
   PATH=$perseus/node_modules/.bin:$PATH PGHOST=127.0.0.1 PGPORT=$port PGUSER=effect PGPASSWORD=effect PGOPTIONS= \
     UPSTREAM_DATABASES=$databases NO_COLOR=1 timeout $limit vitest run --config "$perseus/test/upstream/effect_sql.config.ts"
+}
+
+# With Debian's driver; what of its tests needs libraries that Debian does not have is left out, as README.md says.
+run_pgjdbc() {
+  local jars=/usr/share/java classes=$work/lib/pgjdbc path name
+  path=$jars/postgresql.jar
+  for name in junit-platform-console-standalone junit4 hamcrest checker-qual scram-client scram-common stringprep; do
+    path+=:$jars/$name.jar
+  done
+  if ! [ -e "$classes" ]; then
+    find "$work/pgjdbc/pgjdbc/src/test/java" -name '*.java' ! -name '*Suite.java' \
+      -exec grep -LE 'uk.org.webcompere|se.jiderhamn|org.osgi' {} + > "$out/sources"
+    javac -nowarn -encoding UTF-8 -d "$classes" -cp "$path" @"$out/sources"
+  fi
+  if [ "$target" = perseus ]; then
+    mkdir -p "$out/driver/org/postgresql"
+    echo "currentSchema=public" > "$out/driver/org/postgresql/driverconfig.properties"
+  fi
+  sql -d $database -c "CREATE EXTENSION hstore"
+  # One test writes until its server process has been terminated.
+  sql -d $database > /dev/null << 'EOF' &
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE query LIKE 'COPY copytest FROM STDIN%' AND query_start < now() - interval '20 s' \watch 5
+EOF
+  local watch=$!
+  cd "$work/pgjdbc/pgjdbc"
+  timeout $limit java -Xmx1536m -Dserver=127.0.0.1 -Dport="$port" -Ddatabase=$database -Dusername=$user -Dpassword=$user \
+    -DprivilegedUser=$user -DprivilegedPassword=$user -cp "$path:$classes:src/test/resources:$out/driver" \
+    org.junit.platform.console.ConsoleLauncher --scan-classpath "$classes" --include-classname '.*' \
+    --exclude-package org.postgresql.replication --config junit.jupiter.execution.timeout.default=60s \
+    --reports-dir "$out/reports" --details tree --disable-ansi-colors --disable-banner || true
+  kill $watch
 }
 
 umask 022
