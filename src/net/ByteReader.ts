@@ -28,7 +28,7 @@ export class ByteReader implements TransportHandler {
   #gone: ReadFailure | null = null
   #wake: (() => void) | null = null
   #paused = false
-  #onGone: (() => void) | null = null
+  #watcher: ((failure: ReadFailure) => void) | null = null
 
   constructor(transport: Transport) {
     this.#transport = transport
@@ -49,18 +49,13 @@ export class ByteReader implements TransportHandler {
   onClose(reason: string | null): void {
     this.#gone = { _tag: "PeerGone", reason }
     this.#wake?.()
-    this.#onGone?.()
+    this.#watcher?.(this.#gone)
   }
 
-  /** Never succeeds; fails when the peer has gone, though nobody reads. */
-  get gone(): Effect.Effect<never, ReadFailure> {
-    return Effect.callback<never, ReadFailure>((resume) => {
-      this.#onGone = () => resume(Effect.fail(this.#gone!))
-      if (this.#gone !== null) this.#onGone()
-      return Effect.sync(() => {
-        this.#onGone = null
-      })
-    })
+  /** Is told when the peer has gone, or that it has, though nobody reads; null: nobody is told. */
+  watch(watcher: ((failure: ReadFailure) => void) | null): void {
+    this.#watcher = watcher
+    if (this.#gone !== null) watcher?.(this.#gone)
   }
 
   /** Bytes that have come and were not read. */
@@ -115,6 +110,10 @@ export class ByteReader implements TransportHandler {
 
   /** Succeeds when so many bytes have come that were not read. */
   #until(length: number): Effect.Effect<void, ReadFailure> {
+    return Effect.suspend(() => (this.#pending.length >= length ? Effect.void : this.#wait(length)))
+  }
+
+  #wait(length: number): Effect.Effect<void, ReadFailure> {
     return Effect.callback<void, ReadFailure>((resume) => {
       const look = () => {
         if (this.#pending.length >= length) {

@@ -6,7 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { ShuttingDown } from "../errors.ts"
+import { LoginTimedOut, ShuttingDown } from "../errors.ts"
 import type { Transport } from "../net/Transport.ts"
 import type { Place } from "../pool/Pools.ts"
 import type { AuthRow } from "../tenant/AuthRepo.ts"
@@ -32,6 +32,15 @@ export class LiveSession {
   }
 }
 
+/** One that is under way. */
+export interface Login {
+  /** How long it may take. */
+  readonly seconds: number
+  /** Milliseconds of the clock when it began. */
+  readonly since: number
+  readonly cutShort: (fault: LoginTimedOut | ShuttingDown) => void
+}
+
 export class LiveSessions {
   readonly counters = new SessionCounters()
   readonly allowance = new HeldAllowance()
@@ -42,7 +51,7 @@ export class LiveSessions {
   /** Nobody new is let in, and who is there leaves at its transaction's border. */
   draining = false
   readonly #sessions = new Map<Transport, { readonly session: LiveSession; readonly key: CancelKey } | null>()
-  readonly #loggingIn = new Set<() => void>()
+  readonly #loggingIn = new Set<Login>()
   readonly #byTenant = new Map<string, Set<LiveSession>>()
   readonly #cancellation = new Cancellation<Relay>()
 
@@ -106,22 +115,24 @@ export class LiveSessions {
     })
   }
 
-  /** Never succeeds; fails when the draining begins. For those that still log in. */
-  readonly untilDraining: Effect.Effect<never, ShuttingDown> = Effect.callback<never, ShuttingDown>((resume) => {
-    const leave = () => resume(Effect.fail(new ShuttingDown()))
-    this.#loggingIn.add(leave)
-    return Effect.sync(() => this.#loggingIn.delete(leave))
-  })
+  /** Until what is returned is called, the login is cut short when its time is over or the draining begins. */
+  beginLogin(login: Login): () => void {
+    this.#loggingIn.add(login)
+    return () => void this.#loggingIn.delete(login)
+  }
 
   /** Every session ends: at once where it is idle or still logs in, else when its transaction is over. */
   drain(): void {
     this.draining = true
-    for (const leave of Array.from(this.#loggingIn)) leave()
     const fault = new ShuttingDown()
+    for (const login of Array.from(this.#loggingIn)) login.cutShort(fault)
     for (const entry of this.#sessions.values()) entry?.session.relay.endAtBorder(fault)
   }
 
   sweep(now: number): void {
+    for (const { seconds, since, cutShort } of Array.from(this.#loggingIn)) {
+      if (now - since >= seconds * 1000) cutShort(new LoginTimedOut({ seconds }))
+    }
     for (const entry of this.#sessions.values()) entry?.session.relay.sweep(now)
   }
 

@@ -12,7 +12,6 @@ import type { LiveConfig } from "../config/LiveConfig.ts"
 import type { LimitSettings } from "../config/PerseusConfig.ts"
 import type { LiveTls } from "../config/LiveTls.ts"
 import {
-  LoginTimedOut,
   ProtocolViolation,
   ShuttingDown,
   TlsRequired,
@@ -84,18 +83,7 @@ const admit = (
   transport: Transport,
   placeScope: Scope.Closeable
 ): Effect.Effect<LoggedInClient | null> =>
-  Effect.suspend(() => {
-    const seconds = house.config.current().LimitSettings.ClientLoginTimeoutSecs
-    return Effect.raceAllFirst([
-      logIn(house, reader, transport, placeScope),
-      reader.gone,
-      house.live.untilDraining,
-      Effect.andThen(
-        Effect.sleep(seconds * 1000),
-        Effect.suspend(() => Effect.fail(new LoginTimedOut({ seconds })))
-      )
-    ])
-  }).pipe(
+  Effect.raceFirst(logIn(house, reader, transport, placeScope), cutShort(house, reader)).pipe(
     Effect.catch((failure) => {
       house.live.countLogin(outcomeOf(failure))
       if (failure._tag === "TlsHandshakeFailed") return Effect.as(Effect.logInfo(failure.message), null)
@@ -106,6 +94,22 @@ const admit = (
       )
     }),
     Effect.annotateLogs({ remote: transport.remote })
+  )
+
+/** Fails when the login cannot go on: its client has gone, the house drains, or it takes too long. */
+const cutShort = ({ live, limits }: House, reader: ByteReader): Effect.Effect<never, SessionFault | ReadFailure> =>
+  Effect.clockWith((clock) =>
+    // One effect for all: each runner in a race is a fiber, 5 µs.
+    Effect.callback((resume) => {
+      const fail = (failure: SessionFault | ReadFailure) => resume(Effect.fail(failure))
+      const { ClientLoginTimeoutSecs: seconds } = limits()
+      const done = live.beginLogin({ seconds, since: clock.currentTimeMillisUnsafe(), cutShort: fail })
+      reader.watch(fail)
+      return Effect.sync(() => {
+        done()
+        reader.watch(null)
+      })
+    })
   )
 
 /** Gives back all that the session holds, whichever way it ended: the place of its login, or where it is now. */

@@ -5,8 +5,8 @@
  * few at a time; fair across tenants, so that nobody's guesses keep the others out; and once: askers for one tenant,
  * hash and password share a derivation, and a password that was right is remembered.
  *
- * What is remembered is an HMAC under a key that lives only in this process, over tenant, hash and password: a changed
- * hash, or another password, is not in it. Wrong passwords are never remembered, and no password is kept longer than
+ * What is remembered is a digest of the hash, and an HMAC under a key that lives only in this process, over tenant, hash and
+ * password: a changed hash, or another password, is not in it. Wrong passwords are never remembered, and no password is kept longer than
  * its derivation waits and runs.
  */
 import * as Context from "effect/Context"
@@ -16,7 +16,7 @@ import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
-import { createHmac, randomBytes, scrypt, scryptSync, timingSafeEqual } from "node:crypto"
+import { createHmac, hash, randomBytes, scrypt, scryptSync, timingSafeEqual } from "node:crypto"
 import { availableParallelism } from "node:os"
 import { LoginRefused } from "../errors.ts"
 import * as EasyScrypt from "./EasyScrypt.ts"
@@ -94,14 +94,14 @@ const make = Effect.fnUntraced(function* (options: Options) {
   const derivations = yield* fairDerivations(options.concurrency ?? (availableParallelism() > 2 ? 2 : 1))
   const processKey = randomBytes(32)
 
-  const digest = (...parts: ReadonlyArray<string>): Buffer => {
-    const hmac = createHmac("sha256", processKey)
-    // Each with its length before it, so that no two inputs run together to the same bytes.
-    for (const part of parts) hmac.update(`${Buffer.byteLength(part)}:`).update(part)
-    return hmac.digest()
-  }
+  // Each part with its length before it, so that no two inputs run together to the same text.
+  const digest = (...parts: ReadonlyArray<string>): Buffer =>
+    createHmac("sha256", processKey)
+      .update(parts.map((part) => `${part.length}:${part}`).join(""))
+      .digest()
   const identify = ({ tenant, stored, password }: PasswordClaim): Identity => ({
-    hash: digest(tenant, stored),
+    // Its salt is in it: whoever sees the digest can try no password against it.
+    hash: hash("sha256", stored, "buffer"),
     password: digest(tenant, stored, Redacted.value(password))
   })
 

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { ByteReader } from "../../src/net/ByteReader.ts"
+import { ByteReader, type ReadFailure } from "../../src/net/ByteReader.ts"
 import { frame, untyped } from "../../src/protocol/Encoder.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 import { seeded } from "../support/random.ts"
@@ -32,6 +32,12 @@ const readAll = (reader: ByteReader) =>
   })
 
 const expected = [packet, ...frames].map((bytes) => bytes.toString("hex"))
+
+const gone = (reader: ByteReader) =>
+  Effect.callback<never, ReadFailure>((resume) => {
+    reader.watch((failure) => resume(Effect.fail(failure)))
+    return Effect.sync(() => reader.watch(null))
+  })
 
 describe("reading", () => {
   it.effect("finds packets and frames split at every byte, whether they were waited for or not", () =>
@@ -178,12 +184,12 @@ describe("a peer that goes", () => {
   it.effect("is noticed while nobody reads, before and after it is asked for", () =>
     Effect.gen(function* () {
       const { reader, transport } = fixture()
-      const watching = yield* begin(Effect.flip(reader.gone))
+      const watching = yield* begin(Effect.flip(gone(reader)))
       transport.say(Buffer.from("x"))
       assert.isUndefined(watching.pollUnsafe())
       transport.leave("ECONNRESET")
       assert.deepStrictEqual(yield* Fiber.join(watching), { _tag: "PeerGone", reason: "ECONNRESET" })
-      assert.deepStrictEqual(yield* Effect.flip(reader.gone), { _tag: "PeerGone", reason: "ECONNRESET" })
+      assert.deepStrictEqual(yield* Effect.flip(gone(reader)), { _tag: "PeerGone", reason: "ECONNRESET" })
       assert.strictEqual(reader.pendingLength, 1)
     })
   )
@@ -191,7 +197,7 @@ describe("a peer that goes", () => {
   it.effect("is noticed by a reader and a watcher alike", () =>
     Effect.gen(function* () {
       const { reader, transport } = fixture()
-      const watching = yield* begin(Effect.flip(reader.gone))
+      const watching = yield* begin(Effect.flip(gone(reader)))
       const reading = yield* begin(Effect.flip(reader.read(1)))
       transport.leave()
       assert.strictEqual((yield* Fiber.join(watching))._tag, "PeerGone")
@@ -215,10 +221,10 @@ describe("interruption", () => {
   it.effect("of a watcher is final: nobody hears the peer go", () =>
     Effect.gen(function* () {
       const { reader, transport } = fixture()
-      const watching = yield* begin(reader.gone)
+      const watching = yield* begin(gone(reader))
       yield* Fiber.interrupt(watching)
       transport.leave()
-      assert.strictEqual((yield* Effect.flip(reader.gone))._tag, "PeerGone")
+      assert.strictEqual((yield* Effect.flip(gone(reader)))._tag, "PeerGone")
     })
   )
 })

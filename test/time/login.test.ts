@@ -50,7 +50,6 @@ describe("ClientLoginTimeoutSecs", () => {
         const perseus = yield* make({ settings })
         const client = stall(perseus)
         yield* perseus.falls(LOGIN_MS, {
-          late: 0,
           before: () =>
             assert.deepStrictEqual(
               client.heard().filter((line) => line !== "R"),
