@@ -99,4 +99,5 @@ class GreetingClient implements PoolClient {
   onServerData(): void {}
   onServerDrain(): void {}
   onServerLost(): void {}
+  onSweep(): void {}
 }

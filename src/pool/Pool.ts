@@ -465,6 +465,8 @@ export class Pool {
     this.#context.sweptAt = now
     this.#retirement.followTls()
     this.#eviction.sweep(now)
+    // A copy: who has taken too long loses its connection, and its place goes to another.
+    for (const connection of Array.from(this.#connections.all)) connection.lessee?.onSweep(now)
     const limit = now - this.#context.limits.AcquireTimeoutSecs * 1000
     for (const group of this.#tenants.groups) {
       if (group.queue.length === 0) continue

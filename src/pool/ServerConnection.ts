@@ -17,6 +17,8 @@ export interface Lessee {
   onServerDrain(): void
   /** The connection is gone, and the pool has been told. */
   onServerLost(reason: string): void
+  /** Every so often during the lease, for what has gone on for too long; `now` in milliseconds of the clock. */
+  onSweep(now: number): void
 }
 
 /** How a conversation ended. Only "Done" leaves the connection usable. */

@@ -2,7 +2,7 @@
  * Who is connected now: by transport, by tenant, by cancel key; and what all sessions together have counted.
  *
  * Plain records in the event loop. It reaches into sessions only through their relays (end at the transaction's border, move,
- * cancel, sweep), and never waits.
+ * cancel), and never waits.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -129,11 +129,11 @@ export class LiveSessions {
     for (const entry of this.#sessions.values()) entry?.session.relay.endAtBorder(fault)
   }
 
+  /** Logins that take too long end. Of those behind it only who holds a connection has a deadline, and the pools sweep these. */
   sweep(now: number): void {
     for (const { seconds, since, cutShort } of Array.from(this.#loggingIn)) {
       if (now - since >= seconds * 1000) cutShort(new LoginTimedOut({ seconds }))
     }
-    for (const entry of this.#sessions.values()) entry?.session.relay.sweep(now)
   }
 
   countLogin(outcome: string): void {

@@ -497,7 +497,7 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   /** Ends what has gone on for too long. */
-  sweep(now: number): void {
+  onSweep(now: number): void {
     if (this.#link.server === null || this.#link.resting) return
     const fault = this.#timeouts.sweep(now, this.#fromClient.serverBusy)
     if (fault !== null) this.#end(fault)

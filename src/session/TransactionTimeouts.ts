@@ -1,7 +1,7 @@
 /**
  * How long a lease's server has been at work, or its client idle in a transaction, and when that is too long.
  *
- * Has no timer and asks no clock: that is 2 % of a transaction. What changes is marked, and the next sweep over all sessions says
+ * Has no timer and asks no clock: that is 2 % of a transaction. What changes is marked, and the next sweep over all leases says
  * since when it is so.
  */
 import type { LimitSettings } from "../config/PerseusConfig.ts"
