@@ -81,6 +81,11 @@ export class LiveSessions {
     if (ofTenant?.size === 0) this.#byTenant.delete(tenantKey)
   }
 
+  /** Logins that may still be cut short. */
+  get loginsUnderWay(): number {
+    return this.#loggingIn.size
+  }
+
   /** Connections, those that still log in included. */
   get count(): number {
     return this.#sessions.size

@@ -98,19 +98,23 @@ const admit = (
 
 /** Fails when the login cannot go on: its client has gone, the house drains, or it takes too long. */
 const cutShort = ({ live, limits }: House, reader: ByteReader): Effect.Effect<never, SessionFault | ReadFailure> =>
-  Effect.clockWith((clock) =>
+  Effect.clockWith((clock) => {
+    let end = () => {}
     // One effect for all: each runner in a race is a fiber, 5 µs.
-    Effect.callback((resume) => {
-      const fail = (failure: SessionFault | ReadFailure) => resume(Effect.fail(failure))
+    const failure = Effect.callback<never, SessionFault | ReadFailure>((resume) => {
+      const cutShort = (failure: SessionFault | ReadFailure) => resume(Effect.fail(failure))
       const { ClientLoginTimeoutSecs: seconds } = limits()
-      const done = live.beginLogin({ seconds, since: clock.currentTimeMillisUnsafe(), cutShort: fail })
-      reader.watch(fail)
-      return Effect.sync(() => {
-        done()
+      end = live.beginLogin({ seconds, since: clock.currentTimeMillisUnsafe(), cutShort })
+      reader.watch(cutShort)
+    })
+    return Effect.ensuring(
+      failure,
+      Effect.sync(() => {
+        end()
         reader.watch(null)
       })
-    })
-  )
+    )
+  })
 
 /** Gives back all that the session holds, whichever way it ended: the place of its login, or where it is now. */
 const leave = (

@@ -204,6 +204,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
     }
   }
   if (service.live.count > 0) violations.push(`${service.live.count} sessions are left`)
+  if (service.live.loginsUnderWay > 0) violations.push(`${service.live.loginsUnderWay} logins are not forgotten`)
   const switches = service.pools().reduce((sum, pool) => sum + pool.statistics.tenantSwitches, 0)
 
   Effect.runFork(world.provide(Scope.close(scope, Exit.void)))

@@ -58,6 +58,7 @@ describe("ClientLoginTimeoutSecs", () => {
           after: () => assert.deepStrictEqual(client.heard(), ["FATAL 08P01", "closed"])
         })
         assert.strictEqual(perseus.perseus.live.count, 0)
+        assert.strictEqual(perseus.perseus.live.loginsUnderWay, 0)
         // What was begun for it goes on for those who come next.
         perseus.postgres.proceed()
         perseus.slowDownKms(0)
