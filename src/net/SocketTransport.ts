@@ -40,8 +40,12 @@ class Spares {
   }
 }
 
+/** A client that stalls keeps what it was sent: no more than twice as much where it is long. */
 const spares = new Spares(CLIENT_READ_LENGTH)
-const largeSpares = new Spares(SERVER_READ_LENGTH)
+const longSpares = new Spares(SERVER_READ_LENGTH / 2)
+const longestSpares = new Spares(SERVER_READ_LENGTH)
+const sparesFor = (length: number): Spares =>
+  length <= CLIENT_READ_LENGTH ? spares : length <= SERVER_READ_LENGTH / 2 ? longSpares : longestSpares
 const SPARE_MIN_LENGTH = 8 * 1024
 
 const isLoopback = (address: string): boolean =>
@@ -134,7 +138,7 @@ class SocketTransport implements Transport {
       copy.set(bytes)
       return this.#socket.write(copy)
     }
-    const kind = bytes.length <= CLIENT_READ_LENGTH ? spares : largeSpares
+    const kind = sparesFor(bytes.length)
     const spare = kind.take()
     spare.set(bytes)
     return this.#socket.write(spare.subarray(0, bytes.length), () => kind.giveBack(spare))

@@ -4,8 +4,8 @@
  * Callbacks, not Effect: this is where bytes move (an Effect stream costs 5 to 8 µs more per round trip). Whoever owns a
  * transport sets `handler`; the owner changes with the phase of the connection (login, relay), never two at a time.
  *
- * **Who owns the bytes**: a chunk handed to `onData` is valid only during the call (server sockets read into one shared
- * buffer): copy what you keep. Bytes handed to `write` belong to the transport from then on, those handed to `writeLent` do not.
+ * **Who owns the bytes**: a chunk handed to `onData` is valid only during the call (sockets read into shared
+ * buffers): copy what you keep. Bytes handed to `write` belong to the transport from then on, those handed to `writeLent` do not.
  */
 import type { Handshake } from "./Tls.ts"
 

@@ -65,7 +65,9 @@ export class Connections {
   removeIdle(connection: Connection): void {
     if (connection.group.idle.delete(connection)) this.#idle--
     const idle = connection.tenant?.idle
-    if (idle === undefined) return
+    if (idle === undefined || idle.length === 0) return
+    // Mostly the last used is taken, and a splice makes an array of what it takes out.
+    if (idle[idle.length - 1] === connection) return void idle.pop()
     const at = idle.lastIndexOf(connection)
     if (at !== -1) idle.splice(at, 1)
   }

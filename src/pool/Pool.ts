@@ -9,7 +9,8 @@
  * context, tell the pool by callbacks what has happened, and call none of their number but those named before them: `Tenants`
  * (who has a place), `Quota` (how much each may hold), `Connections` (their accounts and their end), `Retirement` (which are of
  * an old rule), `Connector` (dialling, and the pauses between), `Slots` (for whom a connection is opened), `Preparations` (what
- * is said before a lease), `LeaseQuestions` (what is asked during one), `Cancels`, `Eviction` (which are too many or too old).
+ * is said before a lease), `LeaseQuestions` (what is asked during one), `Cancels`, `Eviction` (which are too
+ * many or too old), `Greeting` (what a login is greeted with).
  *
  * It never looks at what a client sends. Its laws, which the simulation checks after every run: a connection is idle, lent,
  * being prepared, waiting for a cancel's end, or closing, and counted once; every client that waits is granted or refused;

@@ -1,8 +1,8 @@
 /**
  * Who is connected now: by transport, by tenant, by cancel key; and what all sessions together have counted.
  *
- * Plain records in the event loop. It reaches into sessions only through their relays (end at the transaction's border, move,
- * cancel), and never waits.
+ * Plain records in the event loop. It cuts logins short; into sessions behind their login it reaches only through their relays
+ * (end at the transaction's border, cancel), and never waits.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"

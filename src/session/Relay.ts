@@ -470,6 +470,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** The session is served elsewhere, or as somebody else, from its next lease on: its row says so. Told when it has left, or ended. */
   moveTo(pool: Pool, tenant: PoolTenant, onMoved: () => void): void {
+    if (this.#link.ended) return onMoved()
     const before = this.#next
     this.#next = {
       pool,

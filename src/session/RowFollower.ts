@@ -2,7 +2,7 @@
  * Follows changed rows of perseus_auth into the sessions that live by them: who has to leave, and who is served elsewhere.
  *
  * A fiber for each tenant whose row has changed, so that none waits for another's; a newer change of the same row begins
- * anew. Who has to leave is told before KMS is asked for anything. What does not answer, auth database or KMS, is asked
+ * anew. And one for each session that is served elsewhere now, until its old place is given back. Who has to leave is told before KMS is asked for anything. What does not answer, auth database or KMS, is asked
  * again for as long as the tenant has sessions: nobody will tell of that change a second time.
  *
  * It never judges a login, and it ends no fiber of a session: the relay does, at its transaction's border.

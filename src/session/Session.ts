@@ -102,10 +102,10 @@ const cutShort = ({ live, limits }: House, reader: ByteReader): Effect.Effect<ne
     let end = () => {}
     // One effect for all: each runner in a race is a fiber, 5 µs.
     const failure = Effect.callback<never, SessionFault | ReadFailure>((resume) => {
-      const cutShort = (failure: SessionFault | ReadFailure) => resume(Effect.fail(failure))
+      const fail = (failure: SessionFault | ReadFailure) => resume(Effect.fail(failure))
       const { ClientLoginTimeoutSecs: seconds } = limits()
-      end = live.beginLogin({ seconds, since: clock.currentTimeMillisUnsafe(), cutShort })
-      reader.watch(cutShort)
+      end = live.beginLogin({ seconds, since: clock.currentTimeMillisUnsafe(), cutShort: fail })
+      reader.watch(fail)
     })
     return Effect.ensuring(
       failure,
@@ -126,9 +126,9 @@ const leave = (
   const session = live.find(transport)
   return (fault === null ? Effect.void : tell(live, transport, fault)).pipe(
     Effect.annotateLogs({ remote: transport.remote, tenant: session?.identity.placement.tenantKey }),
-    Effect.andThen(Scope.close(session?.placeScope ?? firstPlace, Exit.void)),
-    Effect.andThen(close(transport)),
-    Effect.andThen(Effect.sync(() => live.close(transport)))
+    Effect.ensuring(Scope.close(session?.placeScope ?? firstPlace, Exit.void)),
+    Effect.ensuring(close(transport)),
+    Effect.ensuring(Effect.sync(() => live.close(transport)))
   )
 }
 

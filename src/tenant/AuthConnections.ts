@@ -1,6 +1,7 @@
 /**
  * The connections that look-ups share, kept as pgx keeps its pool: looked through every `pool_health_check_period`, an old
- * one closed and one that nothing used for long, `pool_min_conns` of them held open.
+ * one closed and one that nothing used for long, `pool_min_conns` of them held open. (One of these that could not be opened is
+ * opened when look-ups need it.)
  *
  * A connection belongs to the pool; it is lent for one statement. What failed on it, or was interrupted, ends it: the next
  * statement finds no answer that is not its own.
@@ -63,15 +64,20 @@ const healthCheck = (settings: AuthDsn["pool"]): Pool.Strategy<Connection, SqlEr
   const idleTime = Duration.toMillis(settings.maxConnectionIdleTime)
   const ends = new WeakMap<Pool.PoolItem<Connection, SqlError>, number>()
 
-  const check = (pool: Pool.Pool<Connection, SqlError>) =>
+  const closeOverdue = (pool: Pool.Pool<Connection, SqlError>) =>
     Effect.gen(function* () {
       const now = yield* Clock.currentTimeMillis
-      for (const item of pool.state.items) {
+      // A copy: what is opened meanwhile was not there to be looked at.
+      const opened = Array.from(pool.state.items).filter(({ exit }) => Exit.isSuccess(exit))
+      let left = opened.length
+      for (const item of opened) {
         if (item.refCount > 0 || !Exit.isSuccess(item.exit)) continue
         const isOld = now >= (ends.get(item) ?? Infinity)
-        const isSpare = pool.state.items.size > settings.minConnections && now - item.idleSince >= idleTime
+        const isSpare = left > settings.minConnections && now - item.idleSince >= idleTime
         // The pool opens another where fewer than its least are left.
-        if (isOld || isSpare) yield* Pool.invalidate(pool, item.exit.value)
+        if (!isOld && !isSpare) continue
+        left--
+        yield* Pool.invalidate(pool, item.exit.value)
       }
     })
 
@@ -82,7 +88,7 @@ const healthCheck = (settings: AuthDsn["pool"]): Pool.Strategy<Connection, SqlEr
         const fraction = yield* Random.next
         ends.set(item, (yield* Clock.currentTimeMillis) + lifetime + jitter * fraction)
       }),
-    run: (pool) => Effect.forever(Effect.delay(check(pool), settings.healthCheckPeriod)),
+    run: (pool) => Effect.forever(Effect.delay(closeOverdue(pool), settings.healthCheckPeriod)),
     reclaim: () => Effect.undefined
   }
 }

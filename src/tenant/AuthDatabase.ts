@@ -34,7 +34,7 @@ export class AuthDatabaseError extends Data.TaggedError("AuthDatabaseError")<{
 }
 
 export interface AuthDatabase {
-  /** Runs one statement; an interruption returns at once and cancels it behind the scenes. */
+  /** Runs one statement; an interruption returns at once, and cancels it and ends its connection behind the scenes. */
   readonly query: (
     sql: string,
     parameters?: ReadonlyArray<string>

@@ -96,6 +96,16 @@ type World = ReturnType<typeof world>
 const listening: Findings = { settings: null, holds: ["LISTEN"], unsettled: false }
 
 describe("a relay whose server is being asked", () => {
+  it("and which ends meanwhile is nowhere any more: who moves it is told at once", () => {
+    const { client, server, relay } = world()
+    client.say(query("LISTEN news"))
+    server.say(Buffer.concat([done("LISTEN"), ready]))
+    relay.dispose()
+    let moved = 0
+    relay.moveTo({} as Pool, relay.tenant, () => moved++)
+    assert.strictEqual(moved, 1)
+  })
+
   it("a client that was slow while its connection was pinned is served when it has caught up", () => {
     const { client, server, found } = world()
     client.say(query("LISTEN news"))

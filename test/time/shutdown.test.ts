@@ -135,6 +135,7 @@ describe("ShutdownTimeoutSecs", () => {
       yield* perseus.settle
       assert.include(client.heard(), "closed")
       assert.isTrue(down())
+      assert.strictEqual(perseus.perseus.live.count, 0)
       nothingIsOpen(perseus)
     })
   )
