@@ -13,7 +13,10 @@ import { runUnnamed, sync } from "../protocol/Frontend.ts"
 import { quoteLiteral, type Conversation } from "./Reset.ts"
 
 /** What a session can have on its connection that no other connection has, in words for a log, a metric and a client. */
-export type Hold = "LISTEN" | "cursor WITH HOLD" | "PREPARE" | "temporary object" | "advisory lock"
+export type Hold = Findable | "something unknown, behind a COPY that failed"
+
+/** What the server tells of when it is asked. */
+export type Findable = "LISTEN" | "cursor WITH HOLD" | "PREPARE" | "temporary object" | "advisory lock"
 
 export interface Questions {
   readonly settings: boolean

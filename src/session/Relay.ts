@@ -298,12 +298,22 @@ export class Relay implements TransportHandler, PoolClient {
     if (this.#isLeaving) return this.#release()
     // What a client keeps there is not taken from it unnoticed: a count that may be off matters to the next one, and to our
     // own questions.
-    if (this.#inDoubt) return this.#link.keepsServer ? this.#rest() : this.#release()
+    if (this.#inDoubt) return this.#onDoubtfulBorder(connection)
     if (this.#link.tenant.mode === "session") return this.#rest()
     const holds = traces.holds && this.#link.pool.pins
     if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)
     if (connection.pinned) this.#rest()
     else this.#release()
+  }
+
+  /** Nothing can be asked: the answer might belong to another question. What may be there is taken to be there. */
+  #onDoubtfulBorder(connection: Connection): void {
+    if (this.#link.keepsServer) return this.#rest()
+    if (this.#fromServer.saidFatal || !this.#traces.any || !this.#link.pool.pins) return this.#release()
+    const holds = ["something unknown, behind a COPY that failed"] as const
+    if (!this.#link.pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
+    this.#tellPinned(holds)
+    this.#rest()
   }
 
   /** The connection is not to be lent again. */

@@ -637,6 +637,25 @@ describe("a long message", () => {
   )
 })
 
+describe("a COPY of the extended protocol that fails behind a Sync which the server may have swallowed", () => {
+  it.live("leaves its client the connection on which its transaction has made a temporary table", () =>
+    Effect.gen(function* () {
+      const perseus = yield* startPerseus({ tenants: ["red"], config: { PoolSettings: { MaxOpen: 2, MaxIdle: 2 } } })
+      const client = yield* perseus.login("red")
+      for (const sql of ["BEGIN", "CREATE TEMP TABLE own (id int)", "SAVEPOINT s"]) yield* client.query(sql)
+      client.send(parse("", "COPY own FROM STDIN"), bind("", ""), execute(), sync)
+      yield* client.take(({ type }) => type === "G")
+      client.send(copyFail("no"), sync)
+      assert.deepStrictEqual(sqlStatesOf(yield* client.ready()), ["57014"])
+      for (const sql of ["ROLLBACK TO s", "COMMIT"]) yield* client.query(sql)
+      assert.deepStrictEqual(rowsOf(yield* client.query("SELECT count(*) FROM own")), ["0"])
+      client.send(terminate)
+      yield* client.closed()
+      yield* whole(perseus)
+    })
+  )
+})
+
 describe("a COPY that the server ends before its data has come to its end", () => {
   const bad = copyData("not a number\n".repeat(20_000))
 
