@@ -30,7 +30,7 @@ export interface Questions {
 export interface Findings {
   /** What was SET for the session and holds now; null where it was not asked. */
   readonly settings: ReadonlyArray<readonly [name: string, value: string]> | null
-  readonly holds: ReadonlyArray<Hold>
+  readonly holds: ReadonlyArray<Findable>
   /** The connection does not have all of the session's settings any more. */
   readonly unsettled: boolean
 }
@@ -73,7 +73,7 @@ const hiddenSettings = (customNames: Iterable<string>): string => {
 WHERE ${value} IS NOT NULL AND NOT EXISTS (SELECT FROM known WHERE pg_catalog.lower(known.name) ${is} hidden.name)`
 }
 
-const holds: ReadonlyArray<readonly [Hold, from: string]> = [
+const holds: ReadonlyArray<readonly [Findable, from: string]> = [
   ["LISTEN", "pg_catalog.pg_listening_channels()"],
   ["cursor WITH HOLD", "pg_catalog.pg_cursors WHERE is_holdable"],
   ["PREPARE", "pg_catalog.pg_prepared_statements WHERE from_sql"],
@@ -112,7 +112,7 @@ export const inspection = (questions: Questions, read: (row: Buffer) => void): C
 export class Answer {
   readonly #user: string
   readonly #settings: Array<readonly [string, string]> | null
-  readonly #holds = new Set<Hold>()
+  readonly #holds = new Set<Findable>()
   /** Before it was put off, and after. */
   readonly #timeouts: Array<string> = []
 
@@ -125,7 +125,7 @@ export class Answer {
     const [kind, name, value] = decodeDataRow(row) ?? []
     if (kind === undefined || kind === null || name === null) return
     if (name === undefined) return void this.#timeouts.push(kind)
-    if (kind === "hold") this.#holds.add(name as Hold)
+    if (kind === "hold") this.#holds.add(name as Findable)
     else this.#readSetting(name, Buffer.from(value ?? "", "hex").toString("utf8"))
   }
 
