@@ -11,7 +11,6 @@ import { Frontend, frontendLimits, HEADER_LENGTH, lengthAt } from "../protocol/F
 import type { Expectations } from "./Expectations.ts"
 import type { HeldBytes } from "./HeldBytes.ts"
 import { give, viewOf, type Link, type Pass } from "./Link.ts"
-import type { PreparedStatements } from "./PreparedStatements.ts"
 import type { TransactionTimeouts } from "./TransactionTimeouts.ts"
 import type { Translator } from "./Translator.ts"
 
@@ -32,7 +31,6 @@ export interface ClientStreamOptions {
   readonly link: Link
   readonly held: HeldBytes
   readonly expectations: Expectations
-  readonly statements: PreparedStatements
   readonly timeouts: TransactionTimeouts
   readonly translator: Translator
 }
@@ -41,7 +39,6 @@ export class ClientStream {
   readonly #link: Link
   readonly #held: HeldBytes
   readonly #expectations: Expectations
-  readonly #statements: PreparedStatements
   readonly #timeouts: TransactionTimeouts
   readonly #translator: Translator
 
@@ -53,7 +50,6 @@ export class ClientStream {
     this.#link = options.link
     this.#held = options.held
     this.#expectations = options.expectations
-    this.#statements = options.statements
     this.#timeouts = options.timeouts
     this.#translator = options.translator
   }
@@ -128,7 +124,6 @@ export class ClientStream {
       rewritten === null
         ? this.#link.toServer(viewOf(chunk, 0, to), pass)
         : this.#link.toServer(Buffer.concat(rewritten), give)
-    this.#statements.endOfChunk()
     this.#watch(wasBusy)
     // Nothing will drain where all was taken at once.
     return taken && added >= REWRITTEN_LIMIT && this.#held.ready ? this.forward(this.#held.take(), give) : null

@@ -38,41 +38,50 @@ export const Answer = {
 } as const
 export type Answer = (typeof Answer)[keyof typeof Answer]
 
+/** All of one shape, for they are looked at with each message. */
 export interface Entry {
   readonly expected: Expected
   readonly answer: Answer
-  /** What a made-up answer says. */
-  readonly bytes: Buffer | null
+  /** What a made-up answer says; asked for when it is due, where that is not known before. */
+  readonly bytes: Buffer | (() => Buffer) | null
   /** An error that answers it goes to the client in these words. */
-  readonly errorInstead?: Buffer
+  readonly errorInstead: Buffer | null
   /** Called when the answer has come. */
-  readonly onAnswered?: () => void
+  readonly onAnswered: (() => void) | null
   /** Called where the message was skipped or refused, so that what it would have made is not believed in. */
   readonly onSkipped: (() => void) | null
+  /** Its answer goes to the client, and nobody wants to know. */
+  readonly isPlain: boolean
 }
 
-const plain = (expected: Expected): Entry => ({ expected, answer: Answer.forward, bytes: null, onSkipped: null })
+export const entry = (expected: Expected, more: Partial<Omit<Entry, "expected" | "isPlain">> = {}): Entry => {
+  const { answer = Answer.forward, bytes = null, errorInstead = null, onAnswered = null, onSkipped = null } = more
+  const isPlain = answer === Answer.forward && onAnswered === null && expected !== Expected.copyEnd
+  return { expected, answer, bytes, errorInstead, onAnswered, onSkipped, isPlain }
+}
 
 /** The frequent entries, made once: pushing one allocates nothing. */
 export const entries = {
-  query: plain(Expected.query),
+  query: entry(Expected.query),
   /** Of one SET LOCAL or the like: its tag is no trace. */
-  localSet: plain(Expected.query),
-  functionCall: plain(Expected.functionCall),
-  sync: plain(Expected.sync),
-  parse: plain(Expected.parse),
-  bind: plain(Expected.bind),
-  close: plain(Expected.close),
-  describe: plain(Expected.describe),
-  execute: plain(Expected.execute),
-  copyEnd: plain(Expected.copyEnd)
+  localSet: entry(Expected.query),
+  functionCall: entry(Expected.functionCall),
+  sync: entry(Expected.sync),
+  parse: entry(Expected.parse),
+  bind: entry(Expected.bind),
+  close: entry(Expected.close),
+  describe: entry(Expected.describe),
+  execute: entry(Expected.execute),
+  copyEnd: entry(Expected.copyEnd)
 } as const
 
 const isReadyMaker = (expected: Expected): boolean => expected <= Expected.sync
 
 export class Expectations {
-  readonly #queue: Array<Entry> = []
+  /** Those between head and tail. To set an array's length is a call out of compiled code, 0.1 µs: what was taken is null. */
+  readonly #queue: Array<Entry | null> = []
   #head = 0
+  #tail = 0
   /** Entries that end with ReadyForQuery. */
   #readyOwed = 0
   /** Entries up to this index of the queue are answered without a Sync: a Flush is behind them. */
@@ -91,7 +100,7 @@ export class Expectations {
 
   /** Nothing is owed, nothing begun. */
   get settled(): boolean {
-    return this.#head === this.#queue.length && !this.#batchOpen && !this.#copyIn
+    return this.#head === this.#tail && !this.#batchOpen && !this.#copyIn
   }
 
   /** The server is at work: at least one ReadyForQuery will come without anything more from the client. */
@@ -101,8 +110,8 @@ export class Expectations {
 
   /** As `serverBusy`, but for the last message: it has not been sent to its end. */
   get serverBusyBeforeLast(): boolean {
-    const last = this.#queue.at(-1)
-    const owed = last !== undefined && isReadyMaker(last.expected) ? this.#readyOwed - 1 : this.#readyOwed
+    const isReadyOwedForLast = !this.#isEmpty() && isReadyMaker(this.#queue[this.#tail - 1]!.expected)
+    const owed = isReadyOwedForLast ? this.#readyOwed - 1 : this.#readyOwed
     return (owed > 0 || this.#flushed > this.#head) && !this.#copyIn
   }
 
@@ -111,9 +120,7 @@ export class Expectations {
   }
 
   clear(): void {
-    this.#queue.length = 0
-    this.#head = 0
-    this.#flushed = 0
+    this.#takeAll()
     this.#readyOwed = 0
     this.#batchOpen = false
     this.#skipping = false
@@ -126,7 +133,7 @@ export class Expectations {
   /** Query or FunctionCall. */
   pushSimple(entry: Entry): void {
     if (this.#skipping) return
-    this.#queue.push(entry)
+    this.#push(entry)
     this.#readyOwed++
     this.#batchOpen = false
   }
@@ -134,14 +141,7 @@ export class Expectations {
   /** A Query that is answered here, with its ReadyForQuery; `answer` is asked for it when it is due. */
   pushMadeUpQuery(answer: () => Buffer): void {
     if (this.#skipping) return
-    this.#queue.push({
-      expected: Expected.nothing,
-      answer: Answer.makeUp,
-      get bytes() {
-        return answer()
-      },
-      onSkipped: null
-    })
+    this.#push(entry(Expected.nothing, { answer: Answer.makeUp, bytes: answer }))
     this.#batchOpen = false
   }
 
@@ -149,7 +149,7 @@ export class Expectations {
   pushExtended(entry: Entry): void {
     this.#batchOpen = true
     if (this.#skipping) entry.onSkipped?.()
-    else this.#queue.push(entry)
+    else this.#push(entry)
   }
 
   pushSync(): void {
@@ -157,35 +157,53 @@ export class Expectations {
       this.#syncsSwallowed = true
       return
     }
-    this.#queue.push(entries.sync)
+    this.#push(entries.sync)
     this.#readyOwed++
     this.#batchOpen = false
     this.#skipping = false
   }
 
   pushFlush(): void {
-    if (!this.#copyIn) this.#flushed = this.#queue.length
+    if (!this.#copyIn) this.#flushed = this.#tail
   }
 
   /** CopyDone or CopyFail went to the server. */
   pushCopyEnd(): void {
     if (this.#copyIn) this.#copyIn = false
-    else if (this.#head < this.#queue.length) this.#queue.push(entries.copyEnd)
+    else if (!this.#isEmpty()) this.#push(entries.copyEnd)
   }
 
   /** The entry whose answer is due; null where the server speaks unasked. */
   get head(): Entry | null {
-    return this.#head < this.#queue.length ? this.#queue[this.#head]! : null
+    return this.#isEmpty() ? null : this.#queue[this.#head]!
   }
 
   /** A made-up answer is due now. */
   get madeUpIsDue(): boolean {
-    return this.#head < this.#queue.length && this.#queue[this.#head]!.answer === Answer.makeUp
+    return !this.#isEmpty() && this.#queue[this.#head]!.answer === Answer.makeUp
   }
 
-  /** Takes the entry whose made-up answer was given. */
-  takeMadeUp(): Entry {
-    return this.#shift()
+  /** Takes the made-up answer that is due. */
+  takeMadeUp(): Buffer | null {
+    const { bytes } = this.#shift()
+    return typeof bytes === "function" ? bytes() : bytes
+  }
+
+  /**
+   * As `onAnswer`, of what is mostly said: true where the message goes to the client and there is nothing else to do. A quarter of
+   * what is spent on an answer otherwise goes into finding that out, call by call.
+   */
+  passes(type: number): boolean {
+    if (isMomentous[type] !== 0) return false
+    if (this.#isEmpty()) return true
+    const entry = this.#queue[this.#head]!
+    if (!entry.isPlain) return false
+    if (completedBy[type] !== entry.expected) return true
+    const next = this.#head + 1
+    if (next === this.#tail || !this.#queue[next]!.isPlain) return false
+    this.#queue[this.#head] = null
+    this.#head = next
+    return true
   }
 
   /**
@@ -203,7 +221,7 @@ export class Expectations {
     }
     if (type === Backend.commandComplete) this.#copying = false
     const head = this.head
-    if (head === null || !completes(head.expected, type)) {
+    if (head === null || completedBy[type] !== head.expected) {
       // Notifications are for the client, whatever is due; a notice about a message of ours is not.
       return head === null || head.answer !== Answer.drop || type === Backend.notificationResponse
     }
@@ -222,12 +240,12 @@ export class Expectations {
     if (head === null || isReadyMaker(head.expected)) return true
     // A Query behind the failed message is skipped like all else; only Sync ends it.
     const skipped: Array<Entry> = []
-    while (this.#head < this.#queue.length && this.#queue[this.#head]!.expected !== Expected.sync) {
+    while (!this.#isEmpty() && this.#queue[this.#head]!.expected !== Expected.sync) {
       skipped.push(this.#shift())
     }
     // Undone as it was done, the last first: two messages may be about one name.
     for (const entry of skipped.toReversed()) entry.onSkipped?.()
-    if (this.#head < this.#queue.length) return true
+    if (!this.#isEmpty()) return true
     this.#skipping = true
     this.#batchOpen = true
     return true
@@ -235,7 +253,7 @@ export class Expectations {
 
   #onReady(): void {
     // Copy ends that came too late for their copy stand before the entry that is answered.
-    while (this.#head < this.#queue.length) {
+    while (!this.#isEmpty()) {
       const entry = this.#shift()
       if (isReadyMaker(entry.expected)) {
         this.#copyIn = false
@@ -254,10 +272,9 @@ export class Expectations {
   #beginCopyIn(): void {
     this.#copying = true
     this.#syncsSwallowed = false
-    const owed = this.#queue.slice(this.#head)
-    const end = owed.findIndex((entry) => entry.expected === Expected.copyEnd)
     const flushed = this.#flushed - this.#head
-    this.#queue.length = this.#head = this.#flushed = 0
+    const owed = this.#takeAll()
+    const end = owed.findIndex((entry) => entry.expected === Expected.copyEnd)
     // One pass: a splice for each Sync would take seconds where somebody has sent a hundred thousand.
     for (const [index, entry] of owed.entries()) {
       const beforeEnd = end === -1 || index < end
@@ -265,8 +282,8 @@ export class Expectations {
       if (beforeEnd && entry.expected === Expected.sync) {
         this.#readyOwed--
         this.#syncsSwallowed = true
-      } else this.#queue.push(entry)
-      if (index < flushed) this.#flushed = this.#queue.length
+      } else this.#push(entry)
+      if (index < flushed) this.#flushed = this.#tail
     }
     this.#copyIn = end === -1
     this.#batchOpen = this.#endsInOpenBatch()
@@ -274,46 +291,74 @@ export class Expectations {
 
   /** What was sent last belongs to a batch without its Sync. */
   #endsInOpenBatch(): boolean {
-    const last = this.#queue.findLast((entry) => entry.expected !== Expected.copyEnd)
-    return last !== undefined && !isReadyMaker(last.expected)
+    for (let at = this.#tail - 1; at >= this.#head; at--) {
+      const { expected } = this.#queue[at]!
+      if (expected !== Expected.copyEnd) return !isReadyMaker(expected)
+    }
+    return false
   }
 
   #dropCopyEnds(): void {
-    while (this.#head < this.#queue.length && this.#queue[this.#head]!.expected === Expected.copyEnd) this.#shift()
+    while (!this.#isEmpty() && this.#queue[this.#head]!.expected === Expected.copyEnd) this.#shift()
+  }
+
+  #isEmpty(): boolean {
+    return this.#head === this.#tail
+  }
+
+  #push(entry: Entry): void {
+    if (this.#tail === this.#queue.length) this.#queue.push(entry)
+    else this.#queue[this.#tail] = entry
+    this.#tail++
   }
 
   #shift(): Entry {
     const entry = this.#queue[this.#head]!
+    this.#queue[this.#head] = null
     this.#head++
     if (isReadyMaker(entry.expected)) this.#readyOwed--
-    if (this.#head === this.#queue.length) {
-      // To set the length is a call out of compiled code, 0.1 µs.
-      while (this.#queue.length > 0) this.#queue.pop()
-      this.#head = 0
-      this.#flushed = 0
-    } else if (this.#head > 64 && this.#head * 2 > this.#queue.length) {
+    if (this.#isEmpty()) {
+      this.#head = this.#tail = this.#flushed = 0
+      if (this.#queue.length > KEPT_LENGTH) this.#queue.length = 0
+    } else if (this.#head > KEPT_LENGTH && this.#head * 2 > this.#tail) {
       this.#queue.splice(0, this.#head)
+      this.#tail -= this.#head
       this.#flushed = Math.max(0, this.#flushed - this.#head)
       this.#head = 0
     }
     return entry
   }
-}
 
-/** The one message that ends each extended request; chapter "Extended Query". */
-const completes = (expected: Expected, type: number): boolean => {
-  switch (expected) {
-    case Expected.parse:
-      return type === Backend.parseComplete
-    case Expected.bind:
-      return type === Backend.bindComplete
-    case Expected.close:
-      return type === Backend.closeComplete
-    case Expected.describe:
-      return type === Backend.rowDescription || type === Backend.noData
-    case Expected.execute:
-      return type === Backend.commandComplete || type === Backend.emptyQueryResponse || type === Backend.portalSuspended
-    default:
-      return false
+  /** All that is owed; the queue is empty then. */
+  #takeAll(): ReadonlyArray<Entry> {
+    const owed = this.#queue.slice(this.#head, this.#tail) as Array<Entry>
+    this.#queue.length = this.#head = this.#tail = this.#flushed = 0
+    return owed
   }
 }
+
+/** The queue of a client that has sent more than this ahead is made short again. */
+const KEPT_LENGTH = 64
+
+/** By the server's message: which request it completes; of each extended one there is one. Chapter "Extended Query". */
+const completedBy: Readonly<Uint8Array> = (() => {
+  const expected = new Uint8Array(256)
+  expected[Backend.parseComplete] = Expected.parse
+  expected[Backend.bindComplete] = Expected.bind
+  expected[Backend.closeComplete] = Expected.close
+  for (const type of [Backend.rowDescription, Backend.noData]) expected[type] = Expected.describe
+  for (const type of [Backend.commandComplete, Backend.emptyQueryResponse, Backend.portalSuspended]) {
+    expected[type] = Expected.execute
+  }
+  return expected
+})()
+
+/** The server's messages that say more than that something is done. */
+const isMomentous: Readonly<Uint8Array> = (() => {
+  const momentous = new Uint8Array(256)
+  const { readyForQuery, commandComplete, copyInResponse, errorResponse, parameterStatus } = Backend
+  for (const type of [readyForQuery, commandComplete, copyInResponse, errorResponse, parameterStatus]) {
+    momentous[type] = 1
+  }
+  return momentous
+})()

@@ -25,6 +25,8 @@ export class Link implements Lease {
   tenant: PoolTenant
   /** Leased. */
   server: Connection | null = null
+  passesNames = false
+  refusesHolds = false
   /** Between two transactions of a client that keeps its connection. */
   resting = false
   ended = false
@@ -44,6 +46,13 @@ export class Link implements Lease {
   /** Of the lease; there is one while a message is translated. */
   get connection(): Connection {
     return this.server!
+  }
+
+  /** At a transaction's beginning: settings may have changed since the last. */
+  readRules(): void {
+    const isOwn = this.tenant.mode === "session"
+    this.passesNames = isOwn || this.pool.maxPreparedStatements === 0
+    this.refusesHolds = !isOwn && !this.pool.pins
   }
 
   /** Also beyond the transaction: no other connection has what is left there. */

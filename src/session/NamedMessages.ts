@@ -13,19 +13,26 @@ const MAX_NAMES_LENGTH = 0x10000
 export const mayBeNamed = (type: number): boolean =>
   type === Frontend.parse || type === Frontend.bind || type === Frontend.describe || type === Frontend.close
 
-/** Whether the message names a statement; null where too little of it has come to tell. `end`: of it, or of the chunk. */
-export const isNamed = (type: number, chunk: Buffer, at: number, end: number): boolean | null => {
+/** Instead of an index: the message is of no statement, or so malformed that it is the server's to refuse. */
+export const OF_NONE = -1
+/** Instead of an index: too little of the message has come to tell. */
+export const INCOMPLETE = -2
+
+/** Where the name of the statement begins that the message is of; a NUL there: the unnamed one. `end`: of it, or of the chunk. */
+export const statementNameAt = (type: number, chunk: Buffer, at: number, end: number): number => {
   const body = at + HEADER_LENGTH
-  const whole = end === at + 1 + lengthAt(chunk, at + 1)
+  if (type === Frontend.parse) return body < end ? body : unfinished(chunk, at, end)
   if (type === Frontend.bind) {
     const portalEnd = indexOfNul(chunk, body, end)
-    if (portalEnd === -1 || portalEnd + 1 >= end) return whole || end - body > MAX_NAMES_LENGTH ? false : null
-    return chunk[portalEnd + 1] !== 0
+    if (portalEnd !== -1 && portalEnd + 1 < end) return portalEnd + 1
+    return end - body > MAX_NAMES_LENGTH ? OF_NONE : unfinished(chunk, at, end)
   }
-  if (type === Frontend.parse) return body < end ? chunk[body] !== 0 : whole ? false : null
-  if (body + 1 >= end) return whole ? false : null
-  return chunk[body] === 0x53 && chunk[body + 1] !== 0
+  if (body + 1 >= end) return unfinished(chunk, at, end)
+  return chunk[body] === 0x53 ? body + 1 : OF_NONE
 }
+
+const unfinished = (chunk: Buffer, at: number, end: number): number =>
+  end === at + 1 + lengthAt(chunk, at + 1) ? OF_NONE : INCOMPLETE
 
 /** The part of a named message that has to be whole: all of it, of a Bind both names. Null where it is not there yet. */
 export const namedPart = (type: number, chunk: Buffer, at: number, next: number): Buffer | null => {
@@ -35,13 +42,4 @@ export const namedPart = (type: number, chunk: Buffer, at: number, next: number)
   const nameEnd = indexOfNul(chunk, portalEnd + 1, end)
   if (nameEnd !== -1) return chunk.subarray(at, nameEnd + 1)
   return end === next || end - at > MAX_NAMES_LENGTH ? chunk.subarray(at, end) : null
-}
-
-/** Whether a Bind or Describe is of the unnamed statement. `end`: of it, or of the chunk. */
-export const isOfUnnamed = (type: number, chunk: Buffer, at: number, end: number): boolean => {
-  const body = at + HEADER_LENGTH
-  if (type === Frontend.describe) return body + 1 < end && chunk[body] === 0x53 && chunk[body + 1] === 0
-  if (type !== Frontend.bind) return false
-  const portalEnd = indexOfNul(chunk, body, end)
-  return portalEnd !== -1 && portalEnd + 1 < end && chunk[portalEnd + 1] === 0
 }

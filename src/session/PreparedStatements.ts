@@ -14,7 +14,7 @@ import { Frontend, HEADER_LENGTH, indexOfNul } from "../protocol/Frame.ts"
 import { closeStatement, parse } from "../protocol/Frontend.ts"
 import type { Connection } from "../pool/PoolTenant.ts"
 import { anyHint, hintOfBytes, type Hint, type Traces } from "./Traces.ts"
-import { Answer, entries, Expected, type Entry, type Expectations } from "./Expectations.ts"
+import { Answer, entries, entry, Expected, type Entry, type Expectations } from "./Expectations.ts"
 
 /** Statements that one client may have, and their bytes: more is a leak in the application. */
 export const MAX_STATEMENTS_PER_CLIENT = 10_000
@@ -108,8 +108,7 @@ export class PreparedStatements {
 
   /** What is expected for an unnamed Parse. */
   get unnamedEntry(): Entry {
-    this.#unnamedEntry ??= {
-      ...entries.parse,
+    this.#unnamedEntry ??= entry(Expected.parse, {
       onAnswered: () => {
         if (--this.#unnamedOwed > 0 || this.#unnamed !== "sent") return
         this.#unnamed = "there"
@@ -120,18 +119,18 @@ export class PreparedStatements {
         // One that was sent behind it may stand.
         if (--this.#unnamedOwed === 0) this.dropUnnamed()
       }
-    }
+    })
     return this.#unnamedEntry
   }
 
-  /** `message`: the whole Parse, valid until `endOfChunk`; null where it came in pieces. */
+  /** `message`: the whole Parse, which is ours from now on; null where it came in pieces. */
   onUnnamedParse(message: Buffer | null): void {
     this.#forget("")
     this.#unnamed = "sent"
     this.#unnamedBound = this.#unnamedBehindSync = false
     this.#unnamedOwed++
     this.#unnamedParse = message
-    this.#traces.onStatement(message === null ? anyHint : hintOfText(message, HEADER_LENGTH + 1))
+    this.#traces.onStatement(message === null ? anyHint : hintOfBytes(message, HEADER_LENGTH + 1, message.length))
   }
 
   /**
@@ -158,7 +157,7 @@ export class PreparedStatements {
   #rememberUnnamed(): void {
     this.#unnamed = "elsewhere"
     if (this.#unnamedParse === null) return
-    const rest = Buffer.from(this.#unnamedParse.subarray(HEADER_LENGTH + 1))
+    const rest = this.#unnamedParse.subarray(HEADER_LENGTH + 1)
     this.#unnamedParse = null
     if (!this.wouldExceed(rest.length)) this.#remember("", statementOf(rest))
   }
@@ -168,11 +167,6 @@ export class PreparedStatements {
     this.#forget("")
     this.#unnamed = "elsewhere"
     this.#unnamedParse = null
-  }
-
-  /** What was lent with the chunk must be copied now. Most are bound in the chunk that parsed them, and cost nothing. */
-  endOfChunk(): void {
-    if (this.#unnamedParse !== null) this.#unnamedParse = Buffer.from(this.#unnamedParse)
   }
 
   endLease(): void {
@@ -205,7 +199,7 @@ export class PreparedStatements {
     if (this.#isThere(key, connection)) {
       this.#use(key, connection)
       const onSkipped = () => this.#forget(name)
-      expectations.pushExtended({ expected: Expected.parse, answer: Answer.makeUp, bytes: parseComplete, onSkipped })
+      expectations.pushExtended(entry(Expected.parse, { answer: Answer.makeUp, bytes: parseComplete, onSkipped }))
       return []
     }
     const first = this.#makeRoom(connection, expectations)
@@ -246,12 +240,8 @@ export class PreparedStatements {
     const statement = this.#byName.get(name)
     if (statement === undefined) return this.#asItIs(message, entries.close, expectations)
     this.#forget(name)
-    expectations.pushExtended({
-      expected: Expected.close,
-      answer: Answer.makeUp,
-      bytes: closeComplete,
-      onSkipped: () => this.#remember(name, statement)
-    })
+    const onSkipped = () => this.#remember(name, statement)
+    expectations.pushExtended(entry(Expected.close, { answer: Answer.makeUp, bytes: closeComplete, onSkipped }))
     return []
   }
 
@@ -292,7 +282,7 @@ export class PreparedStatements {
     const statement = this.#byName.get(name)
     if (statement !== undefined) return this.#ensure(statement, connection, expectations)
     if (name !== "") return [name.startsWith(serverNamePrefix) ? `${serverNamePrefix}none` : name, []]
-    expectations.pushExtended({ expected: Expected.close, answer: Answer.drop, bytes: null, onSkipped: null })
+    expectations.pushExtended(entry(Expected.close, { answer: Answer.drop }))
     return ["", [closeStatement("")]]
   }
 
@@ -360,10 +350,8 @@ export class PreparedStatements {
       if (this.#unanswered === noneUnanswered) this.#unanswered = new Set()
       this.#unanswered.add(key)
     }
-    expectations.pushExtended({
-      expected: Expected.parse,
+    const parsed = entry(Expected.parse, {
       answer,
-      bytes: null,
       onAnswered: () => {
         this.#unanswered.delete(key)
         if (connection.statements.get(key) === serverName) this.#inBatch.delete(key)
@@ -374,6 +362,7 @@ export class PreparedStatements {
         onSkipped()
       }
     })
+    expectations.pushExtended(parsed)
   }
 
   /**
@@ -427,7 +416,7 @@ export class PreparedStatements {
   }
 
   #expectClose(expectations: Expectations, onSkipped: () => void): void {
-    expectations.pushExtended({ expected: Expected.close, answer: Answer.drop, bytes: null, onSkipped })
+    expectations.pushExtended(entry(Expected.close, { answer: Answer.drop, onSkipped }))
   }
 }
 
@@ -435,14 +424,8 @@ const statementOf = (rest: Buffer): Statement => ({
   keyed: null,
   rest,
   digest: createHash("sha256").update(rest).digest("base64"),
-  hint: hintOfText(rest, 0)
+  hint: hintOfBytes(rest, 0, rest.length)
 })
-
-/** Of the query's text, which ends with a NUL. */
-const hintOfText = (bytes: Buffer, from: number): Hint => {
-  const end = indexOfNul(bytes, from, bytes.length)
-  return hintOfBytes(bytes, from, end === -1 ? bytes.length : end)
-}
 
 /** Names are compared byte by byte. */
 const nameOf = (message: Buffer, from: number, end: number): string => message.toString("latin1", from, end)

@@ -101,7 +101,7 @@ export class Relay implements TransportHandler, PoolClient {
     const fromServer = new ServerStream({ link, expectations, statements, traces, reports, timeouts, counters })
     const translator = new Translator({ expectations, statements, traces, server: fromServer })
     this.#fromServer = fromServer
-    this.#fromClient = new ClientStream({ link, held, expectations, statements, timeouts, translator })
+    this.#fromClient = new ClientStream({ link, held, expectations, timeouts, translator })
     this.#parkedClient = new ParkedClient(link, held, statements)
   }
 
@@ -140,7 +140,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Leases where the chunk begins with a request and nobody waits. */
   #leaseFor(chunk: Buffer): boolean {
-    if (!this.#isParked || !this.#parkedClient.wantsLeaseFor(chunk)) return false
+    if (!this.#isParked() || !this.#parkedClient.wantsLeaseFor(chunk)) return false
     const connection = this.#link.pool.take(this)
     if (connection === null) return false
     this.#attach(connection)
@@ -203,7 +203,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   /** Without a lease: what needs no server is answered, and one is taken for the first message that does. */
   #advance(): void {
-    while (this.#isParked) {
+    while (this.#isParked()) {
       const wish = this.#parkedClient.advance()
       if (wish === "nothing") return
       if (wish !== "lease") return this.#end(wish === "leave" ? null : wish)
@@ -213,7 +213,7 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   /** Nothing is leased, waited for or asked. */
-  get #isParked(): boolean {
+  #isParked(): boolean {
     return !this.#link.ended && this.#link.server === null && !this.#waiting && !this.#inspecting
   }
 
@@ -250,6 +250,7 @@ export class Relay implements TransportHandler, PoolClient {
 
   #attach(connection: Connection): void {
     this.#link.server = connection
+    this.#link.readRules()
     this.#timeouts.restartBusy()
     this.#timeouts.restartIdle()
     this.#fromServer.beginLease(connection)
@@ -269,7 +270,7 @@ export class Relay implements TransportHandler, PoolClient {
   #goOn(): void {
     if (!this.#link.clientStalled) this.#link.resumeClient()
     this.#advance()
-    if (this.#link.clientGone && this.#isParked) this.#end(null)
+    if (this.#link.clientGone && this.#isParked()) this.#end(null)
   }
 
   onServerLost(reason: string): void {
@@ -295,10 +296,10 @@ export class Relay implements TransportHandler, PoolClient {
     this.#counters.transactions++
     this.#statements.endLease()
     const traces = this.#traces
-    if (this.#isLeaving) return this.#release()
+    if (this.#isLeaving()) return this.#release()
     // What a client keeps there is not taken from it unnoticed: a count that may be off matters to the next one, and to our
     // own questions.
-    if (this.#inDoubt) return this.#onDoubtfulBorder(connection)
+    if (this.#inDoubt()) return this.#onDoubtfulBorder(connection)
     if (this.#link.tenant.mode === "session") return this.#rest()
     const holds = traces.holds && this.#link.pool.pins
     if (traces.settings || holds) return this.#inspect(connection, traces.settings, holds)
@@ -317,17 +318,18 @@ export class Relay implements TransportHandler, PoolClient {
   }
 
   /** The connection is not to be lent again. */
-  get #inDoubt(): boolean {
+  #inDoubt(): boolean {
     return this.#expectations.inDoubt || this.#fromServer.saidFatal
   }
 
-  get #isLeaving(): boolean {
+  #isLeaving(): boolean {
     return this.#fromClient.terminating || this.#link.clientGone || this.#endAtBorder !== null
   }
 
   /** The client keeps its connection, and is heard on. */
   #rest(): void {
     this.#link.resting = true
+    this.#link.readRules()
     this.#traces.clear()
     // Ours may have taken its place.
     this.#statements.beginLease()
@@ -377,7 +379,7 @@ export class Relay implements TransportHandler, PoolClient {
     // Whoever cannot keep it now, because it leaves or too many do, must not leave it to the next.
     if (askedForHolds) this.#traces.holds = keeps
     if (this.#link.clientGone) return this.#restore(connection)
-    if (!keeps || this.#isLeaving) return this.#release()
+    if (!keeps || this.#isLeaving()) return this.#release()
     const before = connection.pinned
     if (!this.#link.pool.pin(connection)) return this.#end(new TooManyPinned({ holds }))
     if (!before) this.#tellPinned(holds)
@@ -402,7 +404,7 @@ export class Relay implements TransportHandler, PoolClient {
         // It has said goodbye, behind something that it still wants done.
         this.#forwardHeld()
         this.#goneWhileWaiting()
-      } else if (this.#isLeaving) this.#release()
+      } else if (this.#isLeaving()) this.#release()
       else this.#rest()
     })
   }
@@ -415,7 +417,7 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#link.server!
     this.#link.unlink(connection)
     this.#link.resting = false
-    if (this.#inDoubt) {
+    if (this.#inDoubt()) {
       this.#expectations.clear()
       this.#traces.clear()
       this.#link.pool.discard(connection, false)
@@ -539,7 +541,7 @@ export class Relay implements TransportHandler, PoolClient {
     const connection = this.#link.server
     if (connection === null) return
     this.#link.unlink(connection)
-    if (this.#atBorder() && !this.#inDoubt) return this.#giveBack(connection, this.#mustReset(connection))
+    if (this.#atBorder() && !this.#inDoubt()) return this.#giveBack(connection, this.#mustReset(connection))
     this.#link.pool.discard(connection, !this.#expectations.settled && this.#expectations.serverBusy)
   }
 }

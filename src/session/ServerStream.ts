@@ -123,7 +123,8 @@ export class ServerStream {
       if (type === Backend.readyForQuery && this.#mustRefuse(chunk[at + HEADER_LENGTH]!)) {
         return new TransactionRefused()
       }
-      if (type !== Backend.dataRow) from = this.#complete(type, chunk, at, next, from)
+      if (type !== Backend.dataRow && !this.#expectations.passes(type))
+        from = this.#complete(type, chunk, at, next, from)
       at = next
     }
     if (at < end) this.#carry = Buffer.from(chunk.subarray(at))
@@ -160,7 +161,7 @@ export class ServerStream {
   giveMadeUpAnswers(): boolean {
     if (!this.#expectations.madeUpIsDue) return false
     while (this.#expectations.madeUpIsDue) {
-      const { bytes } = this.#expectations.takeMadeUp()
+      const bytes = this.#expectations.takeMadeUp()
       if (bytes !== null) this.#link.toClient(bytes)
     }
     return true
@@ -178,9 +179,9 @@ export class ServerStream {
         return this.#expectations.onAnswer(type)
       case Backend.errorResponse: {
         const atBorder = this.#expectations.settled && this.#status === TransactionStatus.idle
-        const instead = this.#expectations.head?.errorInstead
+        const instead = this.#expectations.head?.errorInstead ?? null
         this.#hearError(chunk, at, next)
-        if (instead !== undefined && !this.#saidFatal) {
+        if (instead !== null && !this.#saidFatal) {
           this.#expectations.onError()
           this.#errorInstead = instead
           return false

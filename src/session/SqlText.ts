@@ -15,8 +15,8 @@ export const MAX_TEXT_LENGTH = 64 * 1024
 const isBlank = (byte: number): boolean => byte <= 0x20 || byte === 0xa0
 
 /**
- * A quick look at the bytes where they lie, for most texts the only one (115 ns for pgbench's SELECT; to make a string of it and
- * search that is 260): true where nothing in it can be one of the words that `hintOf` looks for, nor the text one DEALLOCATE.
+ * A quick look at the bytes where they lie, up to a NUL or the end, for most texts the only one (115 ns for pgbench's SELECT; to
+ * make a string of it and search that is 260): true where nothing in it can be one of the words that `hintOf` looks for, nor the text one DEALLOCATE.
  * Looks for the letters in which these differ from others: `y_` and `t_` (advisory_, set_config), `tem` (temp, pg_temp), `set` and
  * a blank, and a `d` at the beginning.
  */
@@ -33,6 +33,7 @@ export const isPlain = (bytes: Uint8Array, from: number, end: number): boolean =
       if (before === 0x79 || before === 0x74) return false
     } else if (isBlank(byte)) {
       if (endsIn(bytes, at, 0x73, 0x65, 0x74)) return false
+      if (byte === 0) return true
     } else if ((byte | 0x20) === 0x6d && endsIn(bytes, at + 1, 0x74, 0x65, 0x6d)) return false
   }
   return true

@@ -6,6 +6,7 @@
  * What no text or tag shows (a function that sets something behind a plain SELECT) stays within its tenant: a tenant switch
  * forgets everything. Pure bookkeeping.
  */
+import { indexOfNul } from "../protocol/Frame.ts"
 import { CommandTags, type CommandTag } from "./CommandTags.ts"
 import { bare, isPlain, MAX_TEXT_LENGTH } from "./SqlText.ts"
 
@@ -51,9 +52,12 @@ export const hintOf = (text: string): Hint => {
   return { settings, holds, customNames, setsLocally }
 }
 
-/** The same of a text that lies at `from` in these bytes and ends before `end`. */
-export const hintOfBytes = (bytes: Buffer, from: number, end: number): Hint =>
-  isPlain(bytes, from, end) ? noHint : hintOf(bytes.toString("latin1", from, end))
+/** The same of a text that lies at `from` in these bytes and ends with a NUL, or before `end`. */
+export const hintOfBytes = (bytes: Buffer, from: number, end: number): Hint => {
+  if (isPlain(bytes, from, end)) return noHint
+  const textEnd = indexOfNul(bytes, from, end)
+  return hintOf(bytes.toString("latin1", from, textEnd === -1 ? end : textEnd))
+}
 
 const noNames: ReadonlySet<string> = new Set()
 

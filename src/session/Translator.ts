@@ -7,24 +7,26 @@
  * bytes where they lie, keeps none, writes none: the relay does.
  */
 import { FeatureNotSupported, NeedsSession } from "../errors.ts"
-import type { Pool } from "../pool/Pool.ts"
 import type { Connection, PoolTenant } from "../pool/PoolTenant.ts"
 import { commandComplete, errorResponse, readyForQuery } from "../protocol/Backend.ts"
 import { Frontend, HEADER_LENGTH, indexOfNul, TransactionStatus } from "../protocol/Frame.ts"
 import { parse, query } from "../protocol/Frontend.ts"
 import { SqlState } from "../protocol/SqlState.ts"
-import { entries, type Expectations } from "./Expectations.ts"
-import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "./NamedMessages.ts"
+import { entries, entry, Expected, type Expectations } from "./Expectations.ts"
+import { INCOMPLETE, mayBeNamed, namedPart, statementNameAt } from "./NamedMessages.ts"
 import { needsSession } from "./NeedsSession.ts"
 import type { PreparedStatements, Rewritten } from "./PreparedStatements.ts"
 import { deallocated, isPlain } from "./SqlText.ts"
 import { anyHint, hintOf, hintOfBytes, type Traces } from "./Traces.ts"
 
-/** Where the message goes. */
+/** Where the message goes, and what holds there. */
 export interface Lease {
   readonly connection: Connection
-  readonly pool: Pool
   readonly tenant: PoolTenant
+  /** Names of statements mean on the connection what the client says. */
+  readonly passesNames: boolean
+  /** What needs a connection of its client's own is refused. */
+  readonly refusesHolds: boolean
 }
 
 /** In place of the message's first `length` bytes; what is behind them goes as it is. */
@@ -76,17 +78,17 @@ export class Translator {
       this.#expect(type)
       return null
     }
-    if (type === Frontend.parse && this.#mustRefuse(lease)) {
+    if (lease.refusesHolds && type === Frontend.parse) {
       const refused = this.#refusedParse(chunk, at, next)
       if (refused !== null) return refused
     }
-    if (passesNames(lease)) {
+    if (lease.passesNames) {
       // A name that is not followed must not meet another client.
       if (type === Frontend.parse) this.#passParse(lease, chunk, at, next)
       this.#state.expectations.pushExtended(plainEntries[type]!)
       return null
     }
-    return this.#extended(lease, type, chunk, at, next, length)
+    return this.#extended(lease.connection, type, chunk, at, next, length)
   }
 
   #passParse({ connection, tenant }: Lease, chunk: Buffer, at: number, next: number): void {
@@ -128,24 +130,24 @@ export class Translator {
       expectations.pushSimple(entries.query)
       return null
     }
-    if (isPlain(chunk, at + HEADER_LENGTH, next - 1) && !this.#mustRefuse(lease)) {
+    if (isPlain(chunk, at + HEADER_LENGTH, next - 1) && !lease.refusesHolds) {
       expectations.pushSimple(entries.query)
       return null
     }
     const text = chunk.toString("latin1", at + HEADER_LENGTH, next - 1)
     const whole = next - at
-    if (statements.size > 0 && !passesNames(lease)) {
+    if (statements.size > 0 && !lease.passesNames) {
       const name = deallocated(text)
       if (name !== null && statements.has(name)) return { by: this.#deallocate(name), length: whole }
     }
     const hint = hintOf(text)
     traces.onStatement(hint)
-    const need = this.#mustRefuse(lease) ? needsSession(text) : null
+    const need = lease.refusesHolds ? needsSession(text) : null
     if (need === null) {
       expectations.pushSimple(hint.setsLocally ? entries.localSet : entries.query)
       return null
     }
-    expectations.pushSimple({ ...entries.query, errorInstead: errorFor(need) })
+    expectations.pushSimple(entry(Expected.query, { errorInstead: errorFor(need) }))
     return { by: [refusedQuery], length: whole }
   }
 
@@ -162,10 +164,6 @@ export class Translator {
 
   // ---- what needs a session
 
-  #mustRefuse({ pool, tenant }: Lease): boolean {
-    return !pool.pins && tenant.mode !== "session"
-  }
-
   /** The server is made to refuse something in its place, so that a transaction fails there as well. */
   #refusedParse(chunk: Buffer, at: number, next: number): Substitute | null {
     if (next > chunk.length) return null
@@ -175,14 +173,14 @@ export class Translator {
     const { expectations, statements } = this.#state
     // As any Parse that fails, it does away with the unnamed statement.
     const onSkipped = () => statements.dropUnnamed()
-    expectations.pushExtended({ ...entries.parse, errorInstead: errorFor(need), onSkipped })
+    expectations.pushExtended(entry(Expected.parse, { errorInstead: errorFor(need), onSkipped }))
     return { by: [refusedParse], length: next - at }
   }
 
   // ---- extended, with statements that are followed
 
   #extended(
-    lease: Lease,
+    connection: Connection,
     type: number,
     chunk: Buffer,
     at: number,
@@ -190,20 +188,29 @@ export class Translator {
     length: number
   ): Substitute | "incomplete" | FeatureNotSupported | null {
     const { expectations, statements } = this.#state
-    const named = isNamed(type, chunk, at, Math.min(next, chunk.length))
-    if (named === null) return "incomplete"
-    const gone = type === Frontend.parse && !named ? this.#deallocatedBy(chunk, at, next) : null
-    if (gone !== null)
-      return { by: statements.deallocateThere(gone, lease.connection, expectations), length: next - at }
-    if (!named && !this.#unnamedIsElsewhere(type, chunk, at, next)) {
-      expectations.pushExtended(type === Frontend.parse ? statements.unnamedEntry : plainEntries[type]!)
-      return null
-    }
-    if (type === Frontend.parse && statements.wouldExceed(length)) return tooManyStatements
+    const name = statementNameAt(type, chunk, at, Math.min(next, chunk.length))
+    if (name === INCOMPLETE) return "incomplete"
+    if (name < 0 || chunk[name] === 0) {
+      if (type === Frontend.parse) return this.#unnamedParse(connection, chunk, at, next)
+      const isOfUnnamed = name >= 0 && type !== Frontend.close
+      if (!isOfUnnamed || !statements.unnamedIsElsewhere(type)) {
+        expectations.pushExtended(plainEntries[type]!)
+        return null
+      }
+    } else if (type === Frontend.parse && statements.wouldExceed(length)) return tooManyStatements
     const message = namedPart(type, chunk, at, next)
     return message === null
       ? "incomplete"
-      : { by: this.#rewrite(lease.connection, type, message, length), length: message.length }
+      : { by: this.#rewrite(connection, type, message, length), length: message.length }
+  }
+
+  #unnamedParse(connection: Connection, chunk: Buffer, at: number, next: number): Substitute | null {
+    const { expectations, statements } = this.#state
+    const gone = this.#deallocatedBy(chunk, at, next)
+    if (gone !== null) return { by: statements.deallocateThere(gone, connection, expectations), length: next - at }
+    statements.onUnnamedParse(next <= chunk.length ? copyOf(chunk, at, next) : null)
+    expectations.pushExtended(statements.unnamedEntry)
+    return null
   }
 
   /** The client's statement that an unnamed Parse would deallocate. */
@@ -214,15 +221,6 @@ export class Translator {
     if (isPlain(chunk, from, next)) return null
     const name = deallocated(chunk.toString("latin1", from, indexOfNul(chunk, from, next)))
     return name !== null && statements.has(name) ? name : null
-  }
-
-  #unnamedIsElsewhere(type: number, chunk: Buffer, at: number, next: number): boolean {
-    const { statements } = this.#state
-    if (type === Frontend.parse) {
-      statements.onUnnamedParse(next <= chunk.length ? chunk.subarray(at, next) : null)
-      return false
-    }
-    return isOfUnnamed(type, chunk, at, Math.min(next, chunk.length)) && statements.unnamedIsElsewhere(type)
   }
 
   #rewrite(connection: Connection, type: number, message: Buffer, length: number): Rewritten {
@@ -240,8 +238,12 @@ export class Translator {
   }
 }
 
-/** Names mean on the connection what the client says. */
-const passesNames = ({ pool, tenant }: Lease): boolean => tenant.mode === "session" || pool.maxPreparedStatements === 0
+/** Without a view of it first, which takes as long as the copy. */
+const copyOf = (chunk: Buffer, from: number, to: number): Buffer => {
+  const copy = Buffer.allocUnsafe(to - from)
+  chunk.copy(copy, 0, from, to)
+  return copy
+}
 
 const plainEntries = {
   [Frontend.parse]: entries.parse,

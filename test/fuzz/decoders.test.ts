@@ -20,7 +20,7 @@ import * as Scram from "../../src/protocol/Scram.ts"
 import { decode, parseOptions } from "../../src/protocol/Startup.ts"
 import { CommandTags } from "../../src/session/CommandTags.ts"
 import { HeldAllowance, HeldBytes } from "../../src/session/HeldBytes.ts"
-import { isNamed, isOfUnnamed, mayBeNamed, namedPart } from "../../src/session/NamedMessages.ts"
+import { INCOMPLETE, mayBeNamed, namedPart, statementNameAt } from "../../src/session/NamedMessages.ts"
 import { needsSession } from "../../src/session/NeedsSession.ts"
 import { bare, deallocated } from "../../src/session/SqlText.ts"
 import { hintOf } from "../../src/session/Traces.ts"
@@ -182,12 +182,13 @@ describe("what clients send", () => {
           const next = at + 1 + length
           if (mayBeNamed(type)) {
             const end = Math.min(next, input.length)
-            const named = isNamed(type, input, at, end)
-            isOfUnnamed(type, input, at, end)
+            const name = statementNameAt(type, input, at, end)
+            assert.isBelow(name, end)
+            const named = name >= 0 && input[name] !== 0
             // What is whole can be told, and what is told as named has its part.
-            if (next <= input.length) assert.isNotNull(named)
-            const part = named === true ? namedPart(type, input, at, next) : null
-            if (named === true && next <= input.length) assert.isNotNull(part)
+            if (next <= input.length) assert.notStrictEqual(name, INCOMPLETE)
+            const part = named ? namedPart(type, input, at, next) : null
+            if (named && next <= input.length) assert.isNotNull(part)
             if (part !== null) assert.isAtMost(part.length, end - at)
           }
           at = next
