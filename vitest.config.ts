@@ -4,10 +4,19 @@ const elsewhere = ["dist/**", "node_modules/**"]
 /** Many inputs, many transactions, many drivers: `npm run test:long`. */
 const long = ["canary", "drivers", "fuzz", "hardness", "security"].map((folder) => `test/${folder}/**/*.test.ts`)
 
+const integration = ["protocol", "release", "sessionFaults", "tls", "transcript"]
+const onSockets = [
+  "test/net/!(KernelSockets).test.ts",
+  ...integration.map((name) => `test/integration/${name}.test.ts`)
+]
+const execArgv = ["--no-experimental-ffi"]
+
 export default defineConfig({
   test: {
     projects: [
       { extends: true, test: { name: "core", include: ["test/**/*.test.ts"], exclude: [...elsewhere, ...long] } },
+      // As where Node has no FFI.
+      { extends: true, test: { name: "streams", include: onSockets, exclude: elsewhere, execArgv } },
       { extends: true, test: { name: "long", include: long, exclude: elsewhere } }
     ],
     globalSetup: ["test/integration/globalSetup.ts"],

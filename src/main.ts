@@ -108,6 +108,13 @@ process.on("SIGINT", () => {
 process.stdout.on("error", () => {})
 process.stderr.on("error", () => {})
 
+// That FFI may change (net/KernelSockets) is nothing for those on call; all else is told as ever.
+const tellOf = process.listeners("warning")
+process.removeAllListeners("warning").on("warning", (warning) => {
+  if (warning.name === "ExperimentalWarning" && warning.message.startsWith("FFI ")) return
+  for (const tell of tellOf) tell(warning)
+})
+
 const main = Effect.gen(function* () {
   const { build_version: version } = yield* readBuildInfo()
   return yield* Cli.run(process.argv.slice(2), { version, env: process.env, daemon, demo })

@@ -6,6 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
+import { kernelSockets, MAX_READ_LENGTH, type Watcher } from "./KernelSockets.ts"
 import { reopen } from "./StaticReads.ts"
 import type { Handshake } from "./Tls.ts"
 import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
@@ -16,7 +17,7 @@ import { ignoreAll, type TlsState, type Transport, type TransportHandler } from 
  * (rows of 1 MB: 0.56 of what a client has directly become 0.77), and there are never more than MaxOpen of them.
  */
 const CLIENT_READ_LENGTH = 64 * 1024
-const SERVER_READ_LENGTH = 256 * 1024
+const SERVER_READ_LENGTH = MAX_READ_LENGTH
 const KEEP_ALIVE_DELAY_MS = 60_000
 
 /**
@@ -51,12 +52,19 @@ const SPARE_MIN_LENGTH = 8 * 1024
 const isLoopback = (address: string): boolean =>
   address.startsWith("127.") || address === "::1" || address.startsWith("::ffff:127.")
 
-class SocketTransport implements Transport {
+interface Handled extends Net.Socket {
+  readonly _handle?: { readonly fd?: number } | null
+}
+
+class SocketTransport implements Transport, Watcher {
   handler: TransportHandler = ignoreAll
   readonly remote: string
   readonly local: boolean
   tls: TlsState | null = null
+  readLength = 0
   #socket: Net.Socket
+  /** Where it is read and written past the socket's stream, by the kernel's calls; else -1. */
+  #fd = -1
   #over = false
   readonly #onData = (chunk: Buffer) => this.receive(chunk)
   readonly #onDrain = () => {
@@ -79,6 +87,7 @@ class SocketTransport implements Transport {
   }
 
   #close(reason: string | null): void {
+    this.#leaveToStream()
     if (this.#over) return
     this.#over = true
     this.handler.onClose(reason)
@@ -86,6 +95,45 @@ class SocketTransport implements Transport {
 
   get closed(): boolean {
     return this.#over
+  }
+
+  /**
+   * From now on it is read by the kernel's calls; the stream must not have been read. False where that cannot be. What does not
+   * succeed at once is left to the stream.
+   */
+  readDirectly(readLength: number): boolean {
+    // The one thing here that Node does not document.
+    const { fd = -1 } = (this.#socket as Handled)._handle ?? {}
+    this.readLength = readLength
+    if (fd < 0 || kernelSockets()?.watch(fd, this) !== true) return false
+    this.#fd = fd
+    return true
+  }
+
+  onRead(chunk: Buffer): void {
+    this.receive(chunk)
+  }
+
+  /** Nothing is read or written past the stream any more. */
+  readByStream(): void {
+    this.#leaveToStream()
+    this.readEvents()
+    this.#socket.resume()
+  }
+
+  onEnd(): void {
+    this.readByStream()
+  }
+
+  onError(code: string): void {
+    this.#socket.destroy()
+    this.#close(code)
+  }
+
+  #leaveToStream(): void {
+    if (this.#fd === -1) return
+    kernelSockets()!.unwatch(this.#fd, this)
+    this.#fd = -1
   }
 
   /** The socket gives out its chunks as events: one that we accepted, or any under TLS. */
@@ -99,6 +147,7 @@ class SocketTransport implements Transport {
 
   startTls(handshake: Handshake, received: Buffer, done: (failure: string | null) => void): void {
     const socket = this.#socket
+    this.#leaveToStream()
     // A socket that breaks is destroyed before anybody is told.
     if (this.#over || socket.destroyed) {
       this.destroy()
@@ -128,28 +177,46 @@ class SocketTransport implements Transport {
   }
 
   write(bytes: Uint8Array): boolean {
-    return this.#over || this.#socket.write(bytes)
+    if (this.#over) return true
+    const left = this.#writeDirectly(bytes)
+    return left === null || this.#socket.write(left)
   }
 
   writeLent(bytes: Buffer): boolean {
     if (this.#over) return true
-    if (bytes.length < SPARE_MIN_LENGTH || bytes.length > SERVER_READ_LENGTH) {
-      const copy = Buffer.allocUnsafe(bytes.length)
-      copy.set(bytes)
+    const left = this.#writeDirectly(bytes)
+    if (left === null) return true
+    if (left.length < SPARE_MIN_LENGTH || left.length > SERVER_READ_LENGTH) {
+      const copy = Buffer.allocUnsafe(left.length)
+      copy.set(left)
       return this.#socket.write(copy)
     }
-    const kind = sparesFor(bytes.length)
+    const kind = sparesFor(left.length)
     const spare = kind.take()
-    spare.set(bytes)
-    return this.#socket.write(spare.subarray(0, bytes.length), () => kind.giveBack(spare))
+    spare.set(left)
+    return this.#socket.write(spare.subarray(0, left.length), () => kind.giveBack(spare))
+  }
+
+  /**
+   * What the stream is to write: null, if the kernel took all. A socket that is destroyed has no descriptor any more: its number
+   * may be another client's.
+   */
+  #writeDirectly(bytes: Uint8Array): Uint8Array | null {
+    const socket = this.#socket
+    if (this.#fd === -1 || socket.destroyed || socket.writableLength > 0) return bytes
+    const written = kernelSockets()!.write(this.#fd, bytes)
+    if (written === bytes.length) return null
+    return written === 0 ? bytes : bytes.subarray(written)
   }
 
   pause(): void {
-    this.#socket.pause()
+    if (this.#fd === -1) this.#socket.pause()
+    else kernelSockets()!.unwatch(this.#fd, this)
   }
 
   resume(): void {
-    this.#socket.resume()
+    if (this.#fd === -1) this.#socket.resume()
+    else if (!this.#socket.destroyed && !kernelSockets()!.watch(this.#fd, this)) this.readByStream()
   }
 
   end(bytes?: Uint8Array): void {
@@ -157,10 +224,12 @@ class SocketTransport implements Transport {
     if (bytes === undefined) this.#socket.end()
     else this.#socket.end(bytes)
     // Whatever the peer still says is not wanted, but a socket that is not read never notices the peer's end.
-    this.#socket.resume()
+    if (this.#fd === -1) this.#socket.resume()
+    else this.readByStream()
   }
 
   destroy(): void {
+    this.#leaveToStream()
     this.#over = true
     this.#socket.destroy()
   }
@@ -185,6 +254,7 @@ class SharedReads implements Net.OnReadOpts {
 
 /** A socket that a listener accepted, which was not read yet. Reading begins with the first handler's turn of the event loop. */
 export const accepted = (socket: Net.Socket): Transport => {
+  if (kernelSockets() !== null) return readDirectly(socket, CLIENT_READ_LENGTH)
   const reads = new SharedReads(clientReadBuffer)
   const reopened = reopen(socket, reads)
   const transport = new SocketTransport(reopened ?? socket)
@@ -195,11 +265,19 @@ export const accepted = (socket: Net.Socket): Transport => {
   return transport
 }
 
+const readDirectly = (socket: Net.Socket, readLength: number): SocketTransport => {
+  const transport = new SocketTransport(socket)
+  if (!transport.readDirectly(readLength)) transport.readByStream()
+  return transport
+}
+
 /** Connects to a server. Fails with the system's error code; interruption closes the half-open socket. */
 export const connect = (to: { readonly host: string; readonly port: number }): Effect.Effect<Transport, string> =>
   Effect.callback<Transport, string>((resume) => {
     const reads = new SharedReads(serverReadBuffer)
     const socket = Net.connect({ host: to.host, port: to.port, onread: reads })
+    const direct = kernelSockets() !== null
+    if (direct) socket.pause()
     const onError = (error: NodeJS.ErrnoException) => {
       socket.destroy()
       resume(Effect.fail(error.code ?? error.message))
@@ -207,7 +285,7 @@ export const connect = (to: { readonly host: string; readonly port: number }): E
     socket.once("error", onError)
     socket.once("connect", () => {
       socket.off("error", onError)
-      reads.transport = new SocketTransport(socket)
+      reads.transport = direct ? readDirectly(socket, SERVER_READ_LENGTH) : new SocketTransport(socket)
       resume(Effect.succeed(reads.transport))
     })
     return Effect.sync(() => {

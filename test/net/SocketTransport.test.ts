@@ -6,9 +6,12 @@ import type * as Scope from "effect/Scope"
 import * as Result from "effect/Result"
 import { createHash } from "node:crypto"
 import * as Net from "node:net"
+import { platform } from "node:os"
+import { execArgv } from "node:process"
 import { Duplex } from "node:stream"
 import * as NodeTls from "node:tls"
 import { ByteReader } from "../../src/net/ByteReader.ts"
+import { kernelSockets } from "../../src/net/KernelSockets.ts"
 import { Network, type Listening } from "../../src/net/Network.ts"
 import { accepted as transportOf, connect } from "../../src/net/SocketTransport.ts"
 import { Acceptor, Connector, type Handshake } from "../../src/net/Tls.ts"
@@ -331,6 +334,12 @@ for (const [kind, pair] of [
     )
   })
 }
+
+describe("sockets", () => {
+  it("are read by the kernel's own calls, and by Node's streams where it has no FFI", () => {
+    assert.strictEqual(kernelSockets() === null, execArgv.includes("--no-experimental-ffi") || platform() !== "linux")
+  })
+})
 
 describe("a handshake that begins unasked", () => {
   it.live("is taken up with what has been heard of it, wherever that was cut", () =>
