@@ -228,6 +228,11 @@ class SocketTransport implements Transport, Watcher {
     else this.readByStream()
   }
 
+  get flushed(): boolean {
+    // TLS has an end of its own.
+    return this.tls === null && this.#socket.writableLength === 0
+  }
+
   destroy(): void {
     this.#leaveToStream()
     this.#over = true

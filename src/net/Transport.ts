@@ -52,6 +52,8 @@ export interface Transport {
   end(bytes?: Uint8Array): void
   /** Closes at once, dropping what is not written yet. `onClose` is not called for it. */
   destroy(): void
+  /** All that was written is under way, and nothing is left to be said: to destroy it loses nothing. */
+  readonly flushed: boolean
   /** True once the stream is over, whoever ended it. */
   readonly closed: boolean
 }

@@ -70,7 +70,7 @@ export const serve = (house: House, reader: ByteReader, transport: Transport): E
           client === null ? untold : relay(house, reader, transport, client)
         )
       ),
-      (exit) => leave(house, transport, placeScope, Exit.isSuccess(exit) ? exit.value : null)
+      (exit) => leave(house, transport, placeScope, exit)
     )
   })
 
@@ -121,16 +121,22 @@ const leave = (
   { live }: House,
   transport: Transport,
   firstPlace: Scope.Closeable,
-  fault: SessionFault | null
+  exit: Exit.Exit<SessionFault | null>
 ): Effect.Effect<void> => {
   const session = live.find(transport)
+  const fault = Exit.isSuccess(exit) ? exit.value : null
+  const hasLeft = Exit.isSuccess(exit) && fault === null && session !== undefined
   return (fault === null ? Effect.void : tell(live, transport, fault)).pipe(
     Effect.annotateLogs({ remote: transport.remote, tenant: session?.identity.placement.tenantKey }),
     Effect.ensuring(Scope.close(session?.placeScope ?? firstPlace, Exit.void)),
-    Effect.ensuring(close(transport)),
+    Effect.ensuring(hasLeft ? closeAtOnce(transport) : close(transport)),
     Effect.ensuring(Effect.sync(() => live.close(transport)))
   )
 }
+
+/** The client has said goodbye, or gone: as PostgreSQL does, nothing is waited for but what it was still to have. */
+const closeAtOnce = (transport: Transport): Effect.Effect<void> =>
+  Effect.suspend(() => (transport.flushed ? Effect.sync(() => transport.destroy()) : close(transport)))
 
 /** Lets the last words out. A client that does not take them is cut off. */
 const close = (transport: Transport): Effect.Effect<void> =>

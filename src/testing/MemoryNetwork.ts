@@ -161,6 +161,10 @@ class MemoryTransport implements Transport {
     this.resume()
   }
 
+  get flushed(): boolean {
+    return this.#peer.#incomingBytes === 0
+  }
+
   destroy(): void {
     if (this.#over) return
     this.#finish()

@@ -15,6 +15,7 @@ export class RecordedTransport implements Transport {
   tls: TlsState | null = null
   handler: TransportHandler = ignoreAll
   closed = false
+  readonly flushed = true
   destroyed = false
   paused = false
   /** How often it was paused. */
