@@ -174,7 +174,8 @@ export class Pool {
     const fault = this.#connector.inVain(group, now)
     if (fault !== null) return fault
     group.queue.enter(client.tenant.lane, client.waiter, now)
-    this.#serve(group)
+    if (group.idle.size > 0) this.#serve(group)
+    else this.#slots.ensureOpening(group)
     return null
   }
 

@@ -39,6 +39,8 @@ export class Slots {
 
   /** As many connections are on their way as there are clients who wait for one, or as there is room for. */
   ensureOpening(group: CredentialGroup): void {
+    // For one more who waits in a full pool nothing is different: that is each transaction of a busy one.
+    if (this.#connections.idle === 0 && this.#starved.has(group) && !this.#hasRoom()) return
     while (this.#waitingFor(group) > group.opening && this.#connector.mayDial(group)) {
       if (this.#hasRoom()) {
         // Behind all others, should it starve again.

@@ -132,19 +132,24 @@ export class Relay implements TransportHandler, PoolClient {
       this.#held.append(chunk)
       return this.#forwardHeld()
     }
-    if (this.#leaseFor(chunk)) return this.#forward(chunk, lend)
+    if (this.#isParked() && this.#parkedClient.wantsLeaseFor(chunk)) return this.#leaseFor(chunk)
     this.#held.append(chunk)
     if (this.#waiting || this.#inspecting) this.#readOnWithin(chunk.length)
     else this.#advance()
   }
 
-  /** Leases where the chunk begins with a request and nobody waits. */
-  #leaseFor(chunk: Buffer): boolean {
-    if (!this.#isParked() || !this.#parkedClient.wantsLeaseFor(chunk)) return false
+  /** The usual chunk: a request, and nothing was held before it. */
+  #leaseFor(chunk: Buffer): void {
     const connection = this.#link.pool.take(this)
-    if (connection === null) return false
-    this.#attach(connection)
-    return true
+    if (connection !== null) {
+      this.#attach(connection)
+      return this.#forward(chunk, lend)
+    }
+    this.#held.append(chunk)
+    const fault = this.#wait()
+    if (fault === null) return
+    this.#refuse(fault)
+    this.#advance()
   }
 
   #forwardHeld(): void {
@@ -224,6 +229,10 @@ export class Relay implements TransportHandler, PoolClient {
       this.onGranted(connection)
       return null
     }
+    return this.#wait()
+  }
+
+  #wait(): SessionFault | null {
     this.#waiting = true
     const fault = this.#link.pool.wait(this)
     if (fault !== null) this.#stopWaiting()
