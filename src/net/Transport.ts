@@ -52,7 +52,7 @@ export interface Transport {
   end(bytes?: Uint8Array): void
   /** Closes at once, dropping what is not written yet. `onClose` is not called for it. */
   destroy(): void
-  /** All that was written is under way, and nothing is left to be said: to destroy it loses nothing. */
+  /** Nothing that was written waits in this process. To destroy it loses nothing of that, unless the peer still sends. */
   readonly flushed: boolean
   /** True once the stream is over, whoever ended it. */
   readonly closed: boolean

@@ -200,7 +200,8 @@ export class Expectations {
     if (!entry.isPlain) return false
     if (completedBy[type] !== entry.expected) return true
     const next = this.#head + 1
-    if (next === this.#tail || !this.#queue[next]!.isPlain) return false
+    // Where nothing is left, or much lies behind, there is something to tidy up: a client can see to it that there is always more.
+    if (next === this.#tail || next > KEPT_LENGTH || !this.#queue[next]!.isPlain) return false
     this.#queue[this.#head] = null
     this.#head = next
     return true

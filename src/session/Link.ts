@@ -48,7 +48,7 @@ export class Link implements Lease {
     return this.server!
   }
 
-  /** At a transaction's beginning: settings may have changed since the last. */
+  /** When a lease begins, and between the transactions of one that goes on: settings may have changed. */
   readRules(): void {
     const isOwn = this.tenant.mode === "session"
     this.passesNames = isOwn || this.pool.maxPreparedStatements === 0

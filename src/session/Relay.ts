@@ -109,6 +109,11 @@ export class Relay implements TransportHandler, PoolClient {
     return this.#link.tenant
   }
 
+  /** It has said goodbye, or its end of the stream is gone. */
+  get clientHasLeft(): boolean {
+    return this.#link.clientGone || this.#fromClient.terminating
+  }
+
   get state(): RelayState {
     if (this.#link.ended) return "ended"
     if (this.#link.server !== null) return this.#link.resting ? "idle" : "active"

@@ -125,7 +125,7 @@ const leave = (
 ): Effect.Effect<void> => {
   const session = live.find(transport)
   const fault = Exit.isSuccess(exit) ? exit.value : null
-  const hasLeft = Exit.isSuccess(exit) && fault === null && session !== undefined
+  const hasLeft = fault === null && session?.relay.clientHasLeft === true
   return (fault === null ? Effect.void : tell(live, transport, fault)).pipe(
     Effect.annotateLogs({ remote: transport.remote, tenant: session?.identity.placement.tenantKey }),
     Effect.ensuring(Scope.close(session?.placeScope ?? firstPlace, Exit.void)),
@@ -134,7 +134,7 @@ const leave = (
   )
 }
 
-/** The client has said goodbye, or gone: as PostgreSQL does, nothing is waited for but what it was still to have. */
+/** The client has said goodbye, or gone: as PostgreSQL does, it is not waited for. It sends nothing more that would be answered by a reset. */
 const closeAtOnce = (transport: Transport): Effect.Effect<void> =>
   Effect.suspend(() => (transport.flushed ? Effect.sync(() => transport.destroy()) : close(transport)))
 

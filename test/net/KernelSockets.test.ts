@@ -1,10 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { execFile } from "node:child_process"
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs"
 import * as Net from "node:net"
 import { platform, tmpdir } from "node:os"
 import { join } from "node:path"
-import { nextTick } from "node:process"
+import { execPath, nextTick } from "node:process"
+import { fileURLToPath } from "node:url"
 import { Worker } from "node:worker_threads"
 import { kernelSockets } from "../../src/net/KernelSockets.ts"
 import { accepted } from "../../src/net/SocketTransport.ts"
@@ -91,6 +93,29 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
       assert.strictEqual(yield* Effect.promise(() => heard), "still heard")
     })
   )
+
+  it("keep a program alive that has nothing but a socket, until that is closed", async () => {
+    const server = Net.createServer((socket) => {
+      // Long enough for a program to end that nothing keeps alive.
+      socket.once("data", () => execFile(execPath, ["--eval", "0"], () => socket.write("at last")))
+    })
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+    const { port } = server.address() as Net.AddressInfo
+    const module = JSON.stringify(new URL("../../src/net/SocketTransport.ts", import.meta.url).href)
+    const program = `
+      import * as Effect from "effect/Effect"
+      const { connect } = await import(${module})
+      const transport = await Effect.runPromise(connect({ host: "127.0.0.1", port: ${port} }))
+      const onData = (chunk) => { console.log(chunk.toString()); transport.destroy() }
+      transport.handler = { onData, onDrain: () => {}, onClose: () => {} }
+      transport.write(Buffer.from("hello"))`
+    const options = { cwd: fileURLToPath(new URL("../..", import.meta.url)), encoding: "utf8" as const }
+    const said = await new Promise<string>((resolve) => {
+      execFile(execPath, ["--input-type=module", "--eval", program], options, (_, stdout) => resolve(stdout))
+    })
+    server.close()
+    assert.strictEqual(said, "at last\n")
+  })
 
   it.live("tell nothing to one that another has destroyed in the same turn", () =>
     Effect.gen(function* () {

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { memoryUsage } from "node:process"
 import { Backend } from "../../src/protocol/Frame.ts"
 import { Answer, entries, entry, Expectations, Expected, type Entry } from "../../src/session/Expectations.ts"
 import { seeded, type Chance } from "../support/random.ts"
@@ -27,6 +28,17 @@ describe("the model", () => {
       hear(expectations, Backend.dataRow, C, Z)
     }
     assert.deepStrictEqual([expectations.settled, expectations.serverBusy], [true, false])
+  })
+
+  it("keeps nothing of what was answered, where a client sees to it that always something is owed", () => {
+    const expectations = new Expectations()
+    const before = memoryUsage().heapUsed
+    expectations.pushExtended(entries.close)
+    for (let answered = 0; answered < 4_000_000; answered++) {
+      expectations.pushExtended(entries.close)
+      hearOne(expectations, Backend.closeComplete)
+    }
+    assert.isBelow(memoryUsage().heapUsed - before, 16 * 1024 * 1024)
   })
 
   it("Parse, Bind, Close, Describe and Execute have each one message that completes them", () => {

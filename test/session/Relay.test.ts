@@ -90,6 +90,8 @@ describe("a server that says FATAL 57P01 in the same breath as a complete answer
         perseus.server.breakNewest()
         yield* perseus.settle
         assert.deepStrictEqual(client.heard(), [...answered, "FATAL 57P01", "closed"])
+        // A reset would take with it what is under way: this client has not left.
+        assert.isNull((yield* client.memory.untilEnded).reason)
       })
     )
   }
