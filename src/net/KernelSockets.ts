@@ -2,12 +2,12 @@
  * Reads and writes connected sockets with the kernel's own calls, through `node:ffi`, past Node's streams: what is ready is asked
  * of an epoll of ours, which hangs in Node's event loop as one descriptor, and is read and written in one turn of it.
  *
- * Gain: 15 and 20 % of the CPU of a transaction with 64 and 512 clients, 0 to 5 % with 8 (pgbench -S), for a turn that reads many
+ * Gain: 15 and 20 % of the CPU of a transaction with 64 and 512 clients, 0 to 5 % with 8, none with 1 (pgbench -S): a turn that reads many
  * sockets enters JavaScript once; and nothing is copied on its way from one socket to the other.
  *
  * Opens, closes and owns no socket and decides nothing about one: the `net.Socket` whose descriptor it is does. An end, and what
- * the kernel does not take at once, are left to that socket, which deals with them in Node's way. Where Node has no FFI (before
- * 26.4, `--no-experimental-ffi`, no permission), not on Linux, or in a worker, there is none of this.
+ * the kernel does not take at once, are left to that socket, which deals with them in Node's way. Where Node has no FFI (24,
+ * `--no-experimental-ffi`, no permission), not on Linux, or in a worker, there is none of this.
  */
 import type * as Ffi from "node:ffi"
 import { createRequire, isBuiltin } from "node:module"
@@ -190,6 +190,7 @@ const kept: Array<unknown> = []
 const keep = (...memory: ReadonlyArray<unknown>): void => void kept.push(...memory)
 
 let opened: KernelSockets | null | undefined
+let missing = ""
 
 /** Those of this process; null where they cannot be had. Opened when they are first asked for. */
 export const kernelSockets = (): KernelSockets | null => {
@@ -197,12 +198,22 @@ export const kernelSockets = (): KernelSockets | null => {
   return opened
 }
 
+/** Why there are none; empty where there are. */
+export const whyNoKernelSockets = (): string => (kernelSockets() === null ? missing : "")
+
 const tryToOpen = (): KernelSockets | null => {
-  if (!isMainThread || platform() !== "linux" || !isBuiltin("node:ffi")) return null
-  try {
-    return open(createRequire(import.meta.url)("node:ffi") as typeof Ffi)
-  } catch {
-    // No permission, or a Node that names something otherwise: as if there were none.
-    return null
+  if (!isMainThread) missing = "this is a worker thread"
+  else if (platform() !== "linux") missing = "this is not Linux"
+  else if (!isBuiltin("node:ffi")) missing = "Node has no node:ffi"
+  else {
+    try {
+      const sockets = open(createRequire(import.meta.url)("node:ffi") as typeof Ffi)
+      if (sockets === null) missing = `not on ${arch()}, or without an epoll`
+      return sockets
+    } catch (failure) {
+      // No permission, or a Node that names something otherwise.
+      missing = String(failure)
+    }
   }
+  return null
 }
