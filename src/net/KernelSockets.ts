@@ -2,8 +2,8 @@
  * Reads and writes connected sockets with the kernel's own calls, through `node:ffi`, past Node's streams: what is ready is asked
  * of an epoll of ours, which hangs in Node's event loop as one descriptor, and is read and written in one turn of it.
  *
- * Gain: 15 and 20 % of the CPU of a transaction with 64 and 512 clients, 0 to 5 % with 8, none with 1 (pgbench -S): a turn that reads many
- * sockets enters JavaScript once; and nothing is copied on its way from one socket to the other.
+ * Gain: 15 and 20 % of the CPU of a transaction with 64 and 512 clients, 0 to 5 % with 8, none with 1 (pgbench -S): a turn that
+ * reads many sockets enters JavaScript once; and nothing is copied on its way from one socket to the other.
  *
  * Opens, closes and owns no socket and decides nothing about one: the `net.Socket` whose descriptor it is does. An end, and what
  * the kernel does not take at once, are left to that socket, which deals with them in Node's way. Where Node has no FFI (24,

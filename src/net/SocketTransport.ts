@@ -66,7 +66,7 @@ class SocketTransport implements Transport, Watcher {
   /** Where it is read and written past the socket's stream, by the kernel's calls; else -1. */
   #fd = -1
   #over = false
-  readonly #onData = (chunk: Buffer) => this.receive(chunk)
+  readonly #onData = (chunk: Buffer) => this.onRead(chunk)
   readonly #onDrain = () => {
     if (!this.#over) this.handler.onDrain()
   }
@@ -110,17 +110,7 @@ class SocketTransport implements Transport, Watcher {
     return true
   }
 
-  onRead(chunk: Buffer): void {
-    this.receive(chunk)
-  }
-
-  /** Nothing is read or written past the stream any more. */
-  readByStream(): void {
-    this.#leaveToStream()
-    this.readEvents()
-    this.#socket.resume()
-  }
-
+  /** The stream meets it again, and tells of it. */
   onEnd(): void {
     this.readByStream()
   }
@@ -128,6 +118,13 @@ class SocketTransport implements Transport, Watcher {
   onError(code: string): void {
     this.#socket.destroy()
     this.#close(code)
+  }
+
+  /** Nothing is read or written past the stream any more. */
+  readByStream(): void {
+    this.#leaveToStream()
+    this.readEvents()
+    this.#socket.resume()
   }
 
   #leaveToStream(): void {
@@ -141,7 +138,7 @@ class SocketTransport implements Transport, Watcher {
     this.#socket.on("data", this.#onData)
   }
 
-  receive(chunk: Buffer): void {
+  onRead(chunk: Buffer): void {
     if (!this.#over) this.handler.onData(chunk)
   }
 
@@ -248,7 +245,7 @@ class SharedReads implements Net.OnReadOpts {
   readonly buffer: Buffer
   transport: SocketTransport | null = null
   readonly callback = (length: number) => {
-    this.transport?.receive(this.buffer.subarray(0, length))
+    this.transport?.onRead(this.buffer.subarray(0, length))
     return true
   }
 

@@ -134,7 +134,10 @@ const leave = (
   )
 }
 
-/** The client has said goodbye, or gone: as PostgreSQL does, it is not waited for. It sends nothing more that would be answered by a reset. */
+/**
+ * The client has said goodbye, or gone: as by PostgreSQL, it is not waited for. It sends nothing more, which a reset would answer
+ * that takes with it what is still under way.
+ */
 const closeAtOnce = (transport: Transport): Effect.Effect<void> =>
   Effect.suspend(() => (transport.flushed ? Effect.sync(() => transport.destroy()) : close(transport)))
 
