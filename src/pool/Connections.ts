@@ -52,18 +52,19 @@ export class Connections {
     return connection
   }
 
-  makeIdle(connection: Connection, now: number): void {
+  makeIdle(connection: Connection): void {
     const group = connection.group
     connection.state = "idle"
-    connection.idleSince = now
+    connection.idleSince = this.#context.sweptAt
     group.idle.add(connection)
     this.#idle++
     if (connection.tenant !== null) connection.tenant.idle.push(connection)
   }
 
-  /** What it is from now on is the caller's to say. */
+  /** It is idle; what it is from now on is the caller's to say. */
   removeIdle(connection: Connection): void {
-    if (connection.group.idle.delete(connection)) this.#idle--
+    connection.group.idle.remove(connection)
+    this.#idle--
     const idle = connection.tenant?.idle
     if (idle === undefined || idle.length === 0) return
     // Mostly the last used is taken, and a splice makes an array of what it takes out.
@@ -75,11 +76,9 @@ export class Connections {
   longestIdle(suits: (group: CredentialGroup) => boolean = () => true): Connection | null {
     let longest: Connection | null = null
     for (const group of this.#tenants.groups) {
-      if (!suits(group)) continue
-      for (const connection of group.idle) {
-        if (longest === null || connection.idleSince < longest.idleSince) longest = connection
-        break
-      }
+      const connection = group.idle.longest
+      if (connection === null || !suits(group)) continue
+      if (longest === null || connection.idleSince < longest.idleSince) longest = connection
     }
     return longest
   }

@@ -24,9 +24,10 @@ export class Eviction {
   }
 
   /** A connection that has become free is not to be lent again. */
-  isDue(connection: Connection, now: number): boolean {
+  isDue(connection: Connection): boolean {
     if (this.#context.closing || connection.retired || this.#isAboveMaxOpen()) return true
-    if (!isExpired(connection.openedAt, this.#context.settings.MaxLifetimeSecs, now)) return false
+    const { settings, sweptAt } = this.#context
+    if (!isExpired(connection.openedAt, settings.MaxLifetimeSecs, sweptAt)) return false
     this.#context.statistics.maxLifetimeClosed++
     return true
   }

@@ -41,7 +41,7 @@ import { Retirement } from "./Retirement.ts"
 import type { ConversationEnd } from "./ServerConnection.ts"
 import { Slots } from "./Slots.ts"
 import { Tenants, type TenantPlacement, type TenantRules } from "./Tenants.ts"
-import { QUANTUM, type Waiter } from "./WaitQueue.ts"
+import { QUANTUM } from "./WaitQueue.ts"
 
 export class Pool {
   readonly #context: PoolContext
@@ -174,7 +174,7 @@ export class Pool {
     const fault = this.#connector.inVain(group, now)
     if (fault !== null) return fault
     group.queue.enter(client.tenant.lane, client.waiter, now)
-    if (group.idle.size > 0) this.#serve(group)
+    if (group.idle.longest !== null) this.#serve(group)
     else this.#slots.ensureOpening(group)
     return null
   }
@@ -270,7 +270,7 @@ export class Pool {
       if (connection === null) break
       this.#connections.removeIdle(connection)
       this.#beginVisit(connection, tenant)
-      this.#grant(connection, group.queue.take(tenant.lane)!, this.#context.now())
+      this.#grantNext(connection, tenant)
     }
     this.#slots.ensureOpening(group)
   }
@@ -293,42 +293,38 @@ export class Pool {
   #idleFor(tenant: PoolTenant): Connection | null {
     const own = lastOf(tenant.idle)
     if (own !== null) return own
-    for (const connection of tenant.group.idle) {
-      if (this.#maySwitch(connection, tenant)) return connection
-    }
-    return null
+    let connection = tenant.group.idle.longest
+    while (connection !== null && !this.#maySwitch(connection, tenant)) connection = connection.shorterIdle
+    return connection
   }
 
   /** A connection has become free: to the next in turn, to the idle ones, or closed. */
   #settle(connection: Connection): void {
-    const now = this.#context.now()
-    if (this.#eviction.isDue(connection, now)) return this.#connections.close(connection)
+    if (this.#eviction.isDue(connection)) return this.#connections.close(connection)
     if (connection.mustReset) {
       // What DISCARD ALL leaves must not meet another tenant there.
       return this.#context.settings.TenantSwitch === "reconnect"
         ? this.#connections.close(connection)
-        : this.#reset(connection, now)
+        : this.#reset(connection)
     }
     const { group } = connection
-    if (this.#visitLasts(connection, group)) {
-      return this.#grant(connection, group.queue.take(connection.tenant!.lane)!, now)
-    }
+    if (this.#visitLasts(connection, group)) return this.#grantNext(connection, connection.tenant!)
     if (connection.turns >= QUANTUM && connection.tenant?.group === group) group.queue.endTurn(connection.tenant.lane)
-    if (this.#slots.mustHandOver(connection, now)) return this.#connections.close(connection)
+    if (this.#slots.mustHandOver(connection)) return this.#connections.close(connection)
     const tenant = this.#nextTenant(group)
     if (tenant === null) {
-      this.#connections.makeIdle(connection, now)
+      this.#connections.makeIdle(connection)
       return this.#eviction.closeAboveMaxIdle()
     }
     if (!this.#maySwitch(connection, tenant)) return this.#connections.close(connection)
     this.#beginVisit(connection, tenant)
-    this.#grant(connection, group.queue.take(tenant.lane)!, now)
+    this.#grantNext(connection, tenant)
   }
 
   /** Now, and not when it is next lent: what its last client held is in others' way. */
-  #reset(connection: Connection, now: number): void {
+  #reset(connection: Connection): void {
     connection.state = "resetting"
-    connection.converse(forgetAll, now + this.#context.settings.SchemaExecTimeoutSecs * 1000, (end) => {
+    connection.converse(forgetAll, this.#context.now() + this.#context.settings.SchemaExecTimeoutSecs * 1000, (end) => {
       if (end._tag === "Lost") return
       if (end._tag !== "Done") return this.#connections.close(connection)
       connection.mustReset = false
@@ -364,11 +360,13 @@ export class Pool {
     )
   }
 
-  #grant(connection: Connection, waiter: Waiter<PoolTenant, PoolClient>, now: number): void {
-    const client = waiter.client
+  /** To the first of the tenant's waiters. */
+  #grantNext(connection: Connection, tenant: PoolTenant): void {
+    const { client, since } = tenant.group.queue.take(tenant.lane)!
+    const now = this.#context.now()
     const conversation = this.#preparations.needs(connection, client.tenant, client.settings)
     if (conversation === null) {
-      this.#context.statistics.waited(now - waiter.since)
+      this.#context.statistics.waited(now - since)
       this.#lend(connection, client)
       return client.onGranted(connection)
     }

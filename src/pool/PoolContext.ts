@@ -34,8 +34,11 @@ export class PoolContext {
   server: ServerSettings
   /** The pool is at its end: nobody is lent anything, nothing is opened. */
   closing = false
-  /** When the last sweep was. */
-  sweptAt = 0
+  /**
+   * When the last sweep was. Where a tenth of a second does not matter this is what time it is: to look at the clock is a call
+   * out of compiled code, 0.3 µs of a transaction.
+   */
+  sweptAt: number
 
   constructor(
     destination: Destination,
@@ -53,6 +56,7 @@ export class PoolContext {
     this.settings = limits.pool
     this.limits = limits.limits
     this.server = limits.server
+    this.sweptAt = this.now()
   }
 
   get name(): string {

@@ -7,6 +7,7 @@
  */
 import type { SessionFault } from "../errors.ts"
 import type { Credential } from "./Credential.ts"
+import { IdleList } from "./IdleList.ts"
 import type { Refusal } from "./Reachability.ts"
 import { safeFloor, type ClientSettings, type Conversation, type Floor } from "./Reset.ts"
 import type { Lessee, ServerConnection } from "./ServerConnection.ts"
@@ -37,8 +38,7 @@ export class CredentialGroup {
   /** Its only tenant, where that is in session mode: its connections carry this tenant's path from their login on. */
   owner: PoolTenant | null = null
   readonly queue = new WaitQueue<PoolTenant, PoolClient>()
-  /** Idle connections, the longest idle first. */
-  readonly idle = new Set<Connection>()
+  readonly idle = new IdleList<Connection>()
   /** Logged in and not closed yet. */
   open = 0
   /** On their way. */

@@ -45,9 +45,7 @@ export class Preparations {
       return needSwitch(before, settings) ? switchFor(tenant, settings) : differences(before, settings)
     }
     const checkAfter = this.#context.limits.ServerCheckDelaySecs * 1000
-    // Most were idle for less than a sweep's period: no need to look at the clock.
-    if (checkAfter <= 0 || connection.idleSince >= this.#context.sweptAt) return null
-    return this.#context.now() - connection.idleSince >= checkAfter ? checkConversation : null
+    return checkAfter > 0 && this.#context.sweptAt - connection.idleSince >= checkAfter ? checkConversation : null
   }
 
   /** The client's first frame follows only when success was read: behind a failed switch it would run in another's schema. */

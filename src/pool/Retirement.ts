@@ -8,7 +8,7 @@
 import type { TlsToServers } from "../config/LiveTls.ts"
 import type { Connections } from "./Connections.ts"
 import type { PoolContext } from "./PoolContext.ts"
-import type { CredentialGroup } from "./PoolTenant.ts"
+import type { Connection, CredentialGroup } from "./PoolTenant.ts"
 import type { Tenants } from "./Tenants.ts"
 
 export class Retirement {
@@ -34,7 +34,8 @@ export class Retirement {
       if (group.credential.fingerprint !== fingerprint) continue
       group.generation++
       group.refusal = null
-      for (const connection of group.idle) this.#connections.close(connection)
+      let idle: Connection | null
+      while ((idle = group.idle.longest) !== null) this.#connections.close(idle)
     }
   }
 

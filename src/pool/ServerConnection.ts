@@ -8,6 +8,7 @@
 import type { Transport, TransportHandler } from "../net/Transport.ts"
 import { decodeError, decodeParameterStatus, isFatal, type ReceivedError } from "../protocol/Backend.ts"
 import { Backend, FrameCollector, TransactionStatus, type Frame } from "../protocol/Frame.ts"
+import type { Idler } from "./IdleList.ts"
 import { noSettings, type ClientSettings, type Conversation } from "./Reset.ts"
 
 /** Who holds the connection. Called in the event loop; must not throw. */
@@ -62,7 +63,9 @@ interface RunningConversation {
  */
 export type ServerState = "idle" | "leased" | "preparing" | "resetting" | "cancelling" | "closing"
 
-export class ServerConnection<Tenant, Group> implements TransportHandler {
+export class ServerConnection<Tenant, Group>
+  implements TransportHandler, Idler<ServerConnection<Tenant, Group>>
+{
   readonly transport: Transport
   /** Those that it may serve. */
   readonly group: Group
@@ -77,6 +80,8 @@ export class ServerConnection<Tenant, Group> implements TransportHandler {
   /** Nobody wants the answer to what it runs: it is to be cancelled until it has gone. */
   stopQuery = false
   idleSince: number
+  longerIdle: ServerConnection<Tenant, Group> | null = null
+  shorterIdle: ServerConnection<Tenant, Group> | null = null
   /** Whose path it carries; null until the first switch. */
   tenant: Tenant | null = null
   /** For whom it is leased or being prepared. */

@@ -67,8 +67,8 @@ export class Slots {
   }
 
   /** True where another user's clients have waited longer than all of this one's and there is no room for them. */
-  mustHandOver(connection: Connection, now: number): boolean {
-    if (this.#starved.size === 0 || now - connection.openedAt < HANDOVER_MIN_AGE_MS) return false
+  mustHandOver(connection: Connection): boolean {
+    if (this.#starved.size === 0 || this.#context.now() - connection.openedAt < HANDOVER_MIN_AGE_MS) return false
     const { group } = connection
     const own = group.queue.oldest() ?? Number.POSITIVE_INFINITY
     for (const starved of this.#starved) {
