@@ -10,6 +10,7 @@ import { decodeError, decodeParameterStatus, isFatal, type ReceivedError } from 
 import { Backend, FrameCollector, TransactionStatus, type Frame } from "../protocol/Frame.ts"
 import type { Idler } from "./IdleList.ts"
 import { noSettings, type ClientSettings, type Conversation } from "./Reset.ts"
+import { ServerStatements } from "./ServerStatements.ts"
 
 /** Who holds the connection. Called in the event loop; must not throw. */
 export interface Lessee {
@@ -95,10 +96,7 @@ export class ServerConnection<Tenant, Group>
   pinned = false
   /** Transactions since its last tenant switch. */
   turns = 0
-  /** Statements that it has prepared: what they say, to the name they have there. In order of use. */
-  readonly statements = new Map<string, string>()
-  /** Names of statements there whose plans a change of the schema has broken: to be closed. */
-  readonly brokenStatements: Array<string> = []
+  readonly statements = new ServerStatements()
   cancelsInFlight = 0
   /** Told when they have ended. */
   readonly onCancelsEnded: Array<() => void> = []
@@ -157,13 +155,7 @@ export class ServerConnection<Tenant, Group>
   /** Nothing of an earlier session is left: what DISCARD ALL has dropped is dropped here too. */
   forgetSession(): void {
     this.statements.clear()
-    this.brokenStatements.length = 0
-  }
-
-  /** However often they are prepared anew under their names, the plans stay broken. */
-  breakStatements(): void {
-    this.brokenStatements.push(...this.statements.values())
-    this.statements.clear()
+    this.statements.broken.length = 0
   }
 
   onData(chunk: Buffer): void {

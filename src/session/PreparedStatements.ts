@@ -28,6 +28,12 @@ const serverNamePrefix = `perseus_${randomBytes(6).toString("hex")}_`
 let serverNames = 0
 let leases = 0
 
+const newName = (key: string, { statements }: Connection): string => {
+  const name = `${serverNamePrefix}${++serverNames}`
+  statements.add(key, name)
+  return name
+}
+
 /** Settings under which it was looked for last, and its key under them: a string that is made anew has to be hashed anew. */
 interface Keyed {
   readonly settings: string
@@ -49,6 +55,7 @@ const noneUnanswered = new Set<string>()
 
 /** What the relay is to write for a client's message, in this order; empty: nothing. */
 export type Rewritten = ReadonlyArray<Buffer>
+const nothing: Rewritten = []
 
 /** Where the client is served: how many statements a connection may have there. PostgreSQL needs 5 to 50 kB for each. */
 export interface Limits {
@@ -196,14 +203,13 @@ export class PreparedStatements {
     const statement = statementOf(rest)
     this.#remember(name, statement)
     const key = this.#keyOn(connection, statement)
-    if (this.#isThere(key, connection)) {
-      this.#use(key, connection)
+    if (this.#nameThere(key, connection) !== undefined) {
       const onSkipped = () => this.#forget(name)
       expectations.pushExtended(entry(Expected.parse, { answer: Answer.makeUp, bytes: parseComplete, onSkipped }))
       return []
     }
     const first = this.#makeRoom(connection, expectations)
-    const serverName = this.#use(key, connection)
+    const serverName = newName(key, connection)
     this.#expectParse(expectations, connection, key, serverName, Answer.forward, () => this.#forget(name))
     return [...first, parse(serverName, rest)]
   }
@@ -313,30 +319,31 @@ export class PreparedStatements {
     const key = this.#keyOn(connection, statement)
     // Behind the key: what it may change holds for those that come after it.
     this.#traces.onStatement(statement.hint)
-    if (this.#isThere(key, connection)) return [this.#use(key, connection), []]
+    const nameThere = this.#nameThere(key, connection)
+    if (nameThere !== undefined) return [nameThere, nothing]
     const first = this.#makeRoom(connection, expectations)
-    const serverName = this.#use(key, connection)
+    const serverName = newName(key, connection)
     this.#expectParse(expectations, connection, key, serverName, Answer.drop, () => {})
     return [serverName, [...first, parse(serverName, statement.rest)]]
   }
 
   /**
-   * Whether the connection has it. One that was sent in an earlier batch and is not answered may have been skipped there: then
-   * it is prepared once more, under another name.
+   * Its name, if the connection has it; to be used now. One that was sent in an earlier batch and is not answered may have been
+   * skipped there: then it is prepared once more, under another name.
    */
-  #isThere(key: string, connection: Connection): boolean {
-    const name = connection.statements.get(key)
-    if (name === undefined) return false
+  #nameThere(key: string, { statements }: Connection): string | undefined {
+    const name = statements.use(key)
+    if (name === undefined || this.#inBatch.size === 0) return name
     const batch = this.#inBatch.get(key)
-    if (batch === undefined || batch === this.#batch) return true
-    connection.statements.delete(key)
-    connection.brokenStatements.push(name)
-    return false
+    if (batch === undefined || batch === this.#batch) return name
+    statements.delete(key)
+    statements.broken.push(name)
+    return undefined
   }
 
   #expectParse(
     expectations: Expectations,
-    connection: Connection,
+    { statements }: Connection,
     key: string,
     serverName: string,
     answer: Answer,
@@ -354,11 +361,11 @@ export class PreparedStatements {
       answer,
       onAnswered: () => {
         this.#unanswered.delete(key)
-        if (connection.statements.get(key) === serverName) this.#inBatch.delete(key)
+        if (statements.nameOf(key) === serverName) this.#inBatch.delete(key)
       },
       onSkipped: () => {
         this.#unanswered.delete(key)
-        if (connection.statements.get(key) === serverName) connection.statements.delete(key)
+        if (statements.nameOf(key) === serverName) statements.delete(key)
         onSkipped()
       }
     })
@@ -379,40 +386,23 @@ export class PreparedStatements {
     return statement.keyed.key
   }
 
-  /** Its name there, now the one used last. */
-  #use(key: string, connection: Connection): string {
-    const name = connection.statements.get(key) ?? `${serverNamePrefix}${++serverNames}`
-    connection.statements.delete(key)
-    connection.statements.set(key, name)
-    return name
-  }
-
   /**
-   * Closes what is broken, and the statements unused longest where the connection has all that it may have. One that the client
+   * Closes what is broken, and statements not used of late where the connection has all that it may have. One that the client
    * has not heard of would be prepared anew for what it binds behind its Sync, though it may have been skipped: it stays.
    */
-  #makeRoom(connection: Connection, expectations: Expectations): Rewritten {
-    const closed = connection.brokenStatements.splice(0).map((name) => {
-      this.#expectClose(expectations, () => connection.brokenStatements.push(name))
+  #makeRoom({ statements }: Connection, expectations: Expectations): Rewritten {
+    const closed = statements.broken.splice(0).map((name) => {
+      this.#expectClose(expectations, () => statements.broken.push(name))
       return closeStatement(name)
     })
-    for (const [key, name] of this.#surplusOn(connection)) {
-      connection.statements.delete(key)
-      this.#expectClose(expectations, () => connection.statements.set(key, name))
+    const surplus = statements.size - this.#limits.pool.maxPreparedStatements + 1
+    if (surplus <= 0) return closed
+    const mayGo = (key: string) => surplus > MAX_UNANSWERED || !this.#unanswered.has(key)
+    for (const [key, name] of statements.takeUnused(surplus, mayGo)) {
+      this.#expectClose(expectations, () => statements.add(key, name))
       closed.push(closeStatement(name))
     }
     return closed
-  }
-
-  #surplusOn({ statements }: Connection): ReadonlyArray<readonly [key: string, name: string]> {
-    const surplus: Array<readonly [string, string]> = []
-    const count = statements.size - this.#limits.pool.maxPreparedStatements + 1
-    if (count <= 0) return surplus
-    for (const statement of statements) {
-      if (surplus.length === count) break
-      if (count > MAX_UNANSWERED || !this.#unanswered.has(statement[0])) surplus.push(statement)
-    }
-    return surplus
   }
 
   #expectClose(expectations: Expectations, onSkipped: () => void): void {

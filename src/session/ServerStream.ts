@@ -215,7 +215,7 @@ export class ServerStream {
     const { server } = this.#link
     this.#counters.countError(error.sqlState)
     // A plan that a change of the schema has broken stays broken for all who share it, however often they prepare it anew.
-    if (error.sqlState === SqlState.featureNotSupported) server?.breakStatements()
+    if (error.sqlState === SqlState.featureNotSupported) server?.statements.breakAll()
     if (error.sqlState === SqlState.undefinedPreparedStatement && server !== null) server.stateKnown = false
     if (isFatal(error)) this.#saidFatal = true
   }

@@ -505,7 +505,7 @@ describe("Bind", () => {
 })
 
 describe("limits", () => {
-  it("close the statement unused longest where a connection has 200", () => {
+  it("close a statement not used of late where a connection has 200", () => {
     const lease = new Lease(newStatements())
     const names = Array.from({ length: 200 }, (_, index) => nameIn(lease.parse(`s${index}`, `SELECT ${index}`)))
     lease.bind("s0")
@@ -528,7 +528,7 @@ describe("limits", () => {
     lease.bind("nothing")
     lease.parse("one more", "SELECT 'one more'")
     assert.strictEqual(lease.answers(), "EZ")
-    assert.deepStrictEqual([...lease.connection.statements.values()].sort(), [...lease.server.statements.keys()].sort())
+    assert.deepStrictEqual(lease.connection.statements.names.toSorted(), [...lease.server.statements.keys()].sort())
   })
 
   it("hold for one client's statements and for their bytes, and closing makes room", () => {
@@ -594,9 +594,9 @@ describe("any batches of any clients on any connections", () => {
         assert.strictEqual(pooled, expected, `seed ${seed}, round ${round}`)
         assert.strictEqual(statements.size, direct.statements.size, `seed ${seed}, round ${round}`)
         // What was sent and perhaps skipped is still to be closed, if it is there.
-        const names = new Set([...connection.statements.values(), ...connection.brokenStatements])
+        const names = new Set([...connection.statements.names, ...connection.statements.broken])
         const unknown = [...prepared.statements.keys()].filter((name) => !names.has(name))
-        const missing = [...connection.statements.values()].filter((name) => !prepared.statements.has(name))
+        const missing = connection.statements.names.filter((name) => !prepared.statements.has(name))
         assert.deepStrictEqual([unknown, missing], [[], []])
       }
       for (const { statements } of clients) {
