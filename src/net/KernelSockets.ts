@@ -14,6 +14,7 @@ import { createRequire, isBuiltin } from "node:module"
 import { arch, platform } from "node:os"
 import { getSystemErrorName } from "node:util"
 import { isMainThread } from "node:worker_threads"
+import { Beginnings } from "./Beginnings.ts"
 
 /** Who is told of what a descriptor has. Called in the event loop; must not throw. */
 export interface Watcher {
@@ -55,9 +56,6 @@ const EAGAIN = 11
 /** libuv's own. */
 const UV_READABLE = 1
 const UV_POLL = 8
-
-/** Views of less than this are kept: 100 bytes each. */
-const VIEWS = 2048
 
 const EVENTS_PER_LOOK = 64
 /** Then Node has its turn: timers, logins, sockets under TLS. */
@@ -106,8 +104,7 @@ const open = (ffi: typeof Ffi): KernelSockets | null => {
   const readAddress = Number(readBuffer.address)
   const writeAddress = Number(writeBuffer.address)
   const readMemory = readBuffer.buffer.buffer
-  /** Of what was read, by its length: most reads are short, and of a few lengths, and to make a view takes 0.1 µs. */
-  const views: Array<Buffer | undefined> = Array.from({ length: VIEWS })
+  const chunks = new Beginnings(readBuffer.buffer)
 
   // The loop wakes when something is ready, calls what does nothing, and goes on to its immediates: to the turn.
   const handle = fixed(ffi, Number(functions.uv_handle_size(UV_POLL)))
@@ -172,18 +169,13 @@ const open = (ffi: typeof Ffi): KernelSockets | null => {
     return Math.max(0, transfer(TRANSMIT, fd))
   }
 
-  const viewOf = (length: number): Buffer => {
-    if (length < views.length) return (views[length] ??= readBuffer.buffer.subarray(0, length))
-    return readBuffer.buffer.subarray(0, length)
-  }
-
   const read = (fd: number): void => {
     const watcher = watchers[fd]
     // It was unwatched by one that was read in the same look.
     if (watcher === null || watcher === undefined) return
     pointTo(reading.words, readAddress, watcher.readLength)
     const length = transfer(RECEIVE, fd)
-    if (length > 0) return watcher.onRead(viewOf(length))
+    if (length > 0) return watcher.onRead(chunks.of(length))
     // Should a collection of garbage have come between and changed it: what comes next on this socket is its end.
     const error = length === 0 ? 0 : ffi.getInt32(errorAddress)
     if (error === EAGAIN || error === EINTR) return

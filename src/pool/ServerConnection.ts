@@ -59,14 +59,12 @@ interface RunningConversation {
 }
 
 /**
- * `leased` also while its server is asked what the lease left behind; `preparing` for a client that waits; `resetting` for
- * nobody yet.
+ * `new`: logged in, and nobody has had it; `leased` also while its server is asked what the lease left behind; `preparing` for a
+ * client that waits; `resetting` for nobody yet.
  */
-export type ServerState = "idle" | "leased" | "preparing" | "resetting" | "cancelling" | "closing"
+export type ServerState = "new" | "idle" | "leased" | "preparing" | "resetting" | "cancelling" | "closing"
 
-export class ServerConnection<Tenant, Group>
-  implements TransportHandler, Idler<ServerConnection<Tenant, Group>>
-{
+export class ServerConnection<Tenant, Group> implements TransportHandler, Idler<ServerConnection<Tenant, Group>> {
   readonly transport: Transport
   /** Those that it may serve. */
   readonly group: Group
@@ -75,7 +73,7 @@ export class ServerConnection<Tenant, Group>
   /** As the server last reported them. */
   readonly parameters: Map<string, string>
   readonly openedAt: number
-  state: ServerState = "idle"
+  state: ServerState = "new"
   /** Not to be lent any more: closed when it comes back. */
   retired = false
   /** Nobody wants the answer to what it runs: it is to be cancelled until it has gone. */

@@ -10,12 +10,16 @@ import { FeatureNotSupported, ProtocolViolation, type SessionFault } from "../er
 import { Frontend, frontendLimits, HEADER_LENGTH, lengthAt } from "../protocol/Frame.ts"
 import type { Expectations } from "./Expectations.ts"
 import type { HeldBytes } from "./HeldBytes.ts"
-import { give, viewOf, type Link, type Pass } from "./Link.ts"
+import { give, lend, viewOf, type Link, type Pass } from "./Link.ts"
+import { Outgoing } from "./Outgoing.ts"
 import type { TransactionTimeouts } from "./TransactionTimeouts.ts"
 import type { Translator } from "./Translator.ts"
 
 /** 20 bytes of a Bind can make us send a statement of megabytes: beyond this much the rest waits until the server has taken it. */
 const REWRITTEN_LIMIT = 256 * 1024
+
+/** Of all sessions: nothing comes between its beginning and its end. */
+const outgoing = new Outgoing()
 
 /** Where the message cannot be one. */
 export const violationOf = (type: number, length: number): ProtocolViolation | null => {
@@ -73,13 +77,11 @@ export class ClientStream {
   forward(chunk: Buffer, pass: Pass): SessionFault | null {
     const end = chunk.length
     const wasBusy = this.serverBusy
-    let rewritten: Array<Buffer> | null = null
-    let added = 0
     let at = Math.min(this.#rest, end)
-    let from = 0
     let needed = 0
     this.#rest -= at
-    while (at < end && added < REWRITTEN_LIMIT) {
+    outgoing.begin()
+    while (at < end && outgoing.added < REWRITTEN_LIMIT) {
       if (end - at < HEADER_LENGTH) break
       const type = chunk[at]!
       const length = lengthAt(chunk, at + 1)
@@ -90,23 +92,13 @@ export class ClientStream {
         break
       }
       const next = at + 1 + length
-      const translated = this.#translator.translate(this.#link, type, chunk, at, next, length)
+      const translated = this.#translator.translate(this.#link, type, chunk, at, next, length, outgoing)
       if (translated === "incomplete") {
         // The names of a Bind come first: a little more may do.
         if (type !== Frontend.bind) needed = length + 1
         break
       }
       if (translated instanceof FeatureNotSupported) return translated
-      if (translated !== null) {
-        rewritten ??= []
-        // All of it is put together below, so views will do.
-        if (from < at) rewritten.push(chunk.subarray(from, at))
-        for (const part of translated.by) {
-          rewritten.push(part)
-          added += part.length
-        }
-        from = at + translated.length
-      }
       at = next
     }
     if (at > 0 && this.#link.resting) {
@@ -118,15 +110,18 @@ export class ClientStream {
       this.#held.append(chunk.subarray(at))
       this.#held.needs(needed)
     }
-    const to = Math.min(at, end)
-    if (rewritten !== null && from < to) rewritten.push(chunk.subarray(from, to))
-    const taken =
-      rewritten === null
-        ? this.#link.toServer(viewOf(chunk, 0, to), pass)
-        : this.#link.toServer(Buffer.concat(rewritten), give)
+    const { added } = outgoing
+    const taken = this.#pass(chunk, Math.min(at, end), pass)
     this.#watch(wasBusy)
     // Nothing will drain where all was taken at once.
     return taken && added >= REWRITTEN_LIMIT && this.#held.ready ? this.forward(this.#held.take(), give) : null
+  }
+
+  /** What the chunk has become up to `to`. */
+  #pass(chunk: Buffer, to: number, pass: Pass): boolean {
+    if (!outgoing.changed) return this.#link.toServer(viewOf(chunk, 0, to), pass)
+    const { bytes, lent } = outgoing.finish(chunk, to)
+    return this.#link.toServer(bytes, lent ? lend : give)
   }
 
   #watch(wasBusy: boolean): void {

@@ -5,7 +5,8 @@
  * A statement is shared only within one tenant (a tenant switch drops all of a connection's statements, and what a plan reads
  * depends on the search path) and under the same settings (`'01/02/2020'::date` is fixed when it is parsed). Unnamed
  * statements pass untouched, unless one was parsed in one lease and is bound in another: there it is treated as if it had a
- * name, for what lies unnamed on that connection is somebody else's. Pure bookkeeping; the relay writes what this says.
+ * name, for what lies unnamed on that connection is somebody else's. Pure bookkeeping: what the server is to have in place of a
+ * client's message goes to Outgoing, which may be nothing.
  */
 import { createHash, randomBytes } from "node:crypto"
 import { closeComplete, parseComplete } from "../protocol/Backend.ts"
@@ -15,6 +16,7 @@ import { closeStatement, parse } from "../protocol/Frontend.ts"
 import type { Connection } from "../pool/PoolTenant.ts"
 import { anyHint, hintOfBytes, type Hint, type Traces } from "./Traces.ts"
 import { Answer, entries, entry, Expected, type Entry, type Expectations } from "./Expectations.ts"
+import type { Outgoing } from "./Outgoing.ts"
 
 /** Statements that one client may have, and their bytes: more is a leak in the application. */
 export const MAX_STATEMENTS_PER_CLIENT = 10_000
@@ -52,10 +54,6 @@ interface Statement {
 const noStatements = new Map<string, Statement>()
 const noBatches = new Map<string, number>()
 const noneUnanswered = new Set<string>()
-
-/** What the relay is to write for a client's message, in this order; empty: nothing. */
-export type Rewritten = ReadonlyArray<Buffer>
-const nothing: Rewritten = []
 
 /** Where the client is served: how many statements a connection may have there. PostgreSQL needs 5 to 50 kB for each. */
 export interface Limits {
@@ -188,16 +186,16 @@ export class PreparedStatements {
   }
 
   /** A whole Parse with a name. */
-  parse(message: Buffer, connection: Connection, expectations: Expectations): Rewritten {
+  parse(message: Buffer, connection: Connection, expectations: Expectations, out: Outgoing): void {
     const nameEnd = indexOfNul(message, HEADER_LENGTH, message.length)
-    if (nameEnd === -1) return this.#asItIs(message, entries.parse, expectations)
+    if (nameEnd === -1) return this.#asItIs(message, entries.parse, expectations, out)
     const name = nameOf(message, HEADER_LENGTH, nameEnd)
     const before = this.#byName.get(name)
     if (before !== undefined) {
       // The server itself is to say that the name is taken (42P05), so that the transaction fails there as well.
-      const [serverName, first] = this.#ensure(before, connection, expectations)
+      const serverName = this.#ensure(before, connection, expectations, out)
       expectations.pushExtended(entries.parse)
-      return [...first, parse(serverName, message.subarray(nameEnd + 1))]
+      return out.add(parse(serverName, message.subarray(nameEnd + 1)))
     }
     const rest = Buffer.from(message.subarray(nameEnd + 1))
     const statement = statementOf(rest)
@@ -205,50 +203,46 @@ export class PreparedStatements {
     const key = this.#keyOn(connection, statement)
     if (this.#nameThere(key, connection) !== undefined) {
       const onSkipped = () => this.#forget(name)
-      expectations.pushExtended(entry(Expected.parse, { answer: Answer.makeUp, bytes: parseComplete, onSkipped }))
-      return []
+      return expectations.pushExtended(
+        entry(Expected.parse, { answer: Answer.makeUp, bytes: parseComplete, onSkipped })
+      )
     }
-    const first = this.#makeRoom(connection, expectations)
+    this.#makeRoom(connection, expectations, out)
     const serverName = newName(key, connection)
     this.#expectParse(expectations, connection, key, serverName, Answer.forward, () => this.#forget(name))
-    return [...first, parse(serverName, rest)]
+    out.add(parse(serverName, rest))
   }
 
   /** Bind: `message` reaches at least to the end of both names, `length` is its length word; the rest follows as it is. */
-  bind(message: Buffer, length: number, connection: Connection, expectations: Expectations): Rewritten {
+  bind(message: Buffer, length: number, connection: Connection, expectations: Expectations, out: Outgoing): void {
     const portalEnd = indexOfNul(message, HEADER_LENGTH, message.length)
     const nameEnd = indexOfNul(message, portalEnd + 1, message.length)
-    if (nameEnd === -1) return this.#asItIs(message, entries.bind, expectations)
-    const [serverName, first] = this.#find(nameOf(message, portalEnd + 1, nameEnd), connection, expectations)
+    if (nameEnd === -1) return this.#asItIs(message, entries.bind, expectations, out)
+    const serverName = this.#find(nameOf(message, portalEnd + 1, nameEnd), connection, expectations, out)
     expectations.pushExtended(entries.bind)
-    const start = Buffer.allocUnsafe(portalEnd + 2 + serverName.length)
-    start[0] = Frontend.bind
     // The limit on a Bind's length leaves room for the longer name: it cannot wrap.
-    start.writeUInt32BE(length + serverName.length + 1 - (nameEnd - portalEnd), 1)
-    message.copy(start, HEADER_LENGTH, HEADER_LENGTH, portalEnd + 1)
-    start.write(serverName, portalEnd + 1, "latin1")
-    start[start.length - 1] = 0
-    if (first.length === 0 && nameEnd + 1 === message.length) return [start]
-    return [...first, start, message.subarray(nameEnd + 1)]
+    out.addHeader(Frontend.bind, length + serverName.length + 1 - (nameEnd - portalEnd))
+    out.add(message, HEADER_LENGTH, portalEnd + 1)
+    out.addName(serverName)
+    out.add(message, nameEnd + 1)
   }
 
   /** A whole Describe of a named statement. */
-  describe(message: Buffer, connection: Connection, expectations: Expectations): Rewritten {
+  describe(message: Buffer, connection: Connection, expectations: Expectations, out: Outgoing): void {
     const name = nameOf(message, HEADER_LENGTH + 1, message.length - 1)
-    const [serverName, first] = this.#find(name, connection, expectations)
+    const serverName = this.#find(name, connection, expectations, out)
     expectations.pushExtended(entries.describe)
-    return [...first, frame(Frontend.describe, Buffer.of(0x53), nameBytes(serverName))]
+    out.add(frame(Frontend.describe, Buffer.of(0x53), nameBytes(serverName)))
   }
 
   /** A whole Close of a named statement: only this client's name goes, others may use what it says. */
-  close(message: Buffer, expectations: Expectations): Rewritten {
+  close(message: Buffer, expectations: Expectations, out: Outgoing): void {
     const name = nameOf(message, HEADER_LENGTH + 1, message.length - 1)
     const statement = this.#byName.get(name)
-    if (statement === undefined) return this.#asItIs(message, entries.close, expectations)
+    if (statement === undefined) return this.#asItIs(message, entries.close, expectations, out)
     this.#forget(name)
     const onSkipped = () => this.#remember(name, statement)
     expectations.pushExtended(entry(Expected.close, { answer: Answer.makeUp, bytes: closeComplete, onSkipped }))
-    return []
   }
 
   has(name: string): boolean {
@@ -261,14 +255,14 @@ export class PreparedStatements {
   }
 
   /** An unnamed Parse of DEALLOCATE: it takes the name that the statement has on this connection, and others prepare it anew. */
-  deallocateThere(name: string, connection: Connection, expectations: Expectations): Rewritten {
+  deallocateThere(name: string, connection: Connection, expectations: Expectations, out: Outgoing): void {
     const statement = this.#byName.get(name)!
-    const [serverName, first] = this.#ensure(statement, connection, expectations)
+    const serverName = this.#ensure(statement, connection, expectations, out)
     this.#forget(name)
     connection.statements.delete(this.#keyOn(connection, statement))
     this.onUnnamedParse(null)
     expectations.pushExtended(this.unnamedEntry)
-    return [...first, parse("", Buffer.from(`DEALLOCATE "${serverName}"\0\0\0`))]
+    out.add(parse("", Buffer.from(`DEALLOCATE "${serverName}"\0\0\0`)))
   }
 
   /** Close of a named statement while nothing is leased. */
@@ -280,21 +274,18 @@ export class PreparedStatements {
    * What the client's name stands for on this connection. A name that it never gave may be one of SQL's PREPARE in this very
    * transaction; but neither what lies there unnamed nor what others prepared is ever found by it: the server answers 26000.
    */
-  #find(
-    name: string,
-    connection: Connection,
-    expectations: Expectations
-  ): readonly [serverName: string, first: Rewritten] {
+  #find(name: string, connection: Connection, expectations: Expectations, out: Outgoing): string {
     const statement = this.#byName.get(name)
-    if (statement !== undefined) return this.#ensure(statement, connection, expectations)
-    if (name !== "") return [name.startsWith(serverNamePrefix) ? `${serverNamePrefix}none` : name, []]
+    if (statement !== undefined) return this.#ensure(statement, connection, expectations, out)
+    if (name !== "") return name.startsWith(serverNamePrefix) ? `${serverNamePrefix}none` : name
     expectations.pushExtended(entry(Expected.close, { answer: Answer.drop }))
-    return ["", [closeStatement("")]]
+    out.add(closeStatement(""))
+    return ""
   }
 
-  #asItIs(message: Buffer, entry: Entry, expectations: Expectations): Rewritten {
+  #asItIs(message: Buffer, entry: Entry, expectations: Expectations, out: Outgoing): void {
     expectations.pushExtended(entry)
-    return [Buffer.from(message)]
+    out.add(message)
   }
 
   #remember(name: string, statement: Statement): void {
@@ -310,21 +301,18 @@ export class PreparedStatements {
     this.#bytes -= statement.rest.length
   }
 
-  /** The statement's name on this connection, and what must be written first for it to be there. */
-  #ensure(
-    statement: Statement,
-    connection: Connection,
-    expectations: Expectations
-  ): readonly [serverName: string, first: Rewritten] {
+  /** The statement's name on this connection, where it is prepared first if it is not there. */
+  #ensure(statement: Statement, connection: Connection, expectations: Expectations, out: Outgoing): string {
     const key = this.#keyOn(connection, statement)
     // Behind the key: what it may change holds for those that come after it.
     this.#traces.onStatement(statement.hint)
     const nameThere = this.#nameThere(key, connection)
-    if (nameThere !== undefined) return [nameThere, nothing]
-    const first = this.#makeRoom(connection, expectations)
+    if (nameThere !== undefined) return nameThere
+    this.#makeRoom(connection, expectations, out)
     const serverName = newName(key, connection)
     this.#expectParse(expectations, connection, key, serverName, Answer.drop, () => {})
-    return [serverName, [...first, parse(serverName, statement.rest)]]
+    out.add(parse(serverName, statement.rest))
+    return serverName
   }
 
   /**
@@ -390,19 +378,18 @@ export class PreparedStatements {
    * Closes what is broken, and statements not used of late where the connection has all that it may have. One that the client
    * has not heard of would be prepared anew for what it binds behind its Sync, though it may have been skipped: it stays.
    */
-  #makeRoom({ statements }: Connection, expectations: Expectations): Rewritten {
-    const closed = statements.broken.splice(0).map((name) => {
+  #makeRoom({ statements }: Connection, expectations: Expectations, out: Outgoing): void {
+    for (const name of statements.broken.splice(0)) {
       this.#expectClose(expectations, () => statements.broken.push(name))
-      return closeStatement(name)
-    })
+      out.add(closeStatement(name))
+    }
     const surplus = statements.size - this.#limits.pool.maxPreparedStatements + 1
-    if (surplus <= 0) return closed
+    if (surplus <= 0) return
     const mayGo = (key: string) => surplus > MAX_UNANSWERED || !this.#unanswered.has(key)
     for (const [key, name] of statements.takeUnused(surplus, mayGo)) {
       this.#expectClose(expectations, () => statements.add(key, name))
-      closed.push(closeStatement(name))
+      out.add(closeStatement(name))
     }
-    return closed
   }
 
   #expectClose(expectations: Expectations, onSkipped: () => void): void {

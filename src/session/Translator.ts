@@ -4,7 +4,7 @@
  *
  * Messages that name a prepared statement are rewritten, DEALLOCATE of one is answered here, and with `Pinning: "off"` what
  * needs a connection of its client's own is refused. All else passes untouched, in pieces if it comes in pieces. Looks at
- * bytes where they lie, keeps none, writes none: the relay does.
+ * bytes where they lie, keeps none, sends none: the relay does.
  */
 import { FeatureNotSupported, NeedsSession } from "../errors.ts"
 import type { Connection, PoolTenant } from "../pool/PoolTenant.ts"
@@ -15,7 +15,8 @@ import { SqlState } from "../protocol/SqlState.ts"
 import { entries, entry, Expected, type Expectations } from "./Expectations.ts"
 import { INCOMPLETE, mayBeNamed, namedPart, statementNameAt } from "./NamedMessages.ts"
 import { needsSession } from "./NeedsSession.ts"
-import type { PreparedStatements, Rewritten } from "./PreparedStatements.ts"
+import type { Outgoing } from "./Outgoing.ts"
+import type { PreparedStatements } from "./PreparedStatements.ts"
 import { deallocated, isPlain } from "./SqlText.ts"
 import { anyHint, hintOf, hintOfBytes, type Traces } from "./Traces.ts"
 
@@ -29,11 +30,11 @@ export interface Lease {
   readonly refusesHolds: boolean
 }
 
-/** In place of the message's first `length` bytes; what is behind them goes as it is. */
-export interface Substitute {
-  readonly by: Rewritten
-  readonly length: number
-}
+/**
+ * Null: the message goes as it is. A number: of so many of its bytes, from its first, what was said to Outgoing takes the place;
+ * what is behind them goes as it is. "incomplete": too little of it has come. A fault ends the session.
+ */
+export type Translation = null | number | "incomplete" | FeatureNotSupported
 
 export interface State {
   readonly expectations: Expectations
@@ -61,25 +62,23 @@ export class Translator {
     this.#state = state
   }
 
-  /**
-   * The message at `at` of a chunk, which ends at `next`, perhaps not in this chunk; `length` is its length word. Null: it
-   * goes as it is. "incomplete": too little of it has come. A fault ends the session.
-   */
+  /** The message at `at` of a chunk, which ends at `next`, perhaps not in this chunk; `length` is its length word. */
   translate(
     lease: Lease,
     type: number,
     chunk: Buffer,
     at: number,
     next: number,
-    length: number
-  ): Substitute | "incomplete" | FeatureNotSupported | null {
-    if (type === Frontend.query) return this.#query(lease, chunk, at, next)
+    length: number,
+    out: Outgoing
+  ): Translation {
+    if (type === Frontend.query) return this.#query(lease, chunk, at, next, out)
     if (!mayBeNamed(type)) {
       this.#expect(type)
       return null
     }
     if (lease.refusesHolds && type === Frontend.parse) {
-      const refused = this.#refusedParse(chunk, at, next)
+      const refused = this.#refusedParse(chunk, at, next, out)
       if (refused !== null) return refused
     }
     if (lease.passesNames) {
@@ -88,7 +87,7 @@ export class Translator {
       this.#state.expectations.pushExtended(plainEntries[type]!)
       return null
     }
-    return this.#extended(lease.connection, type, chunk, at, next, length)
+    return this.#extended(lease.connection, type, chunk, at, next, length, out)
   }
 
   #passParse({ connection, tenant }: Lease, chunk: Buffer, at: number, next: number): void {
@@ -122,7 +121,7 @@ export class Translator {
 
   // ---- simple
 
-  #query(lease: Lease, chunk: Buffer, at: number, next: number): Substitute | null {
+  #query(lease: Lease, chunk: Buffer, at: number, next: number, out: Outgoing): number | null {
     const { expectations, statements, traces } = this.#state
     statements.dropUnnamed()
     if (next > chunk.length) {
@@ -138,7 +137,11 @@ export class Translator {
     const whole = next - at
     if (statements.size > 0 && !lease.passesNames) {
       const name = deallocated(text)
-      if (name !== null && statements.has(name)) return { by: this.#deallocate(name), length: whole }
+      if (name !== null && statements.has(name)) {
+        this.#deallocate(name)
+        out.replace(chunk, at, whole)
+        return whole
+      }
     }
     const hint = hintOf(text)
     traces.onStatement(hint)
@@ -148,24 +151,25 @@ export class Translator {
       return null
     }
     expectations.pushSimple(entry(Expected.query, { errorInstead: errorFor(need) }))
-    return { by: [refusedQuery], length: whole }
+    out.replace(chunk, at, whole)
+    out.add(refusedQuery)
+    return whole
   }
 
   /** Only this client's name goes, as by Close: others may use what it says. The answer is PostgreSQL's. */
-  #deallocate(name: string): Rewritten {
+  #deallocate(name: string): void {
     const { expectations, statements, server } = this.#state
     expectations.pushMadeUpQuery(() => {
       const failed = server.status === TransactionStatus.failed
       if (!failed) statements.deallocate(name)
       return Buffer.concat([failed ? transactionFailed : commandComplete("DEALLOCATE"), readyForQuery(server.status)])
     })
-    return []
   }
 
   // ---- what needs a session
 
   /** The server is made to refuse something in its place, so that a transaction fails there as well. */
-  #refusedParse(chunk: Buffer, at: number, next: number): Substitute | null {
+  #refusedParse(chunk: Buffer, at: number, next: number, out: Outgoing): number | null {
     if (next > chunk.length) return null
     const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
     const need = needsSession(chunk.toString("latin1", nameEnd + 1, next))
@@ -174,7 +178,9 @@ export class Translator {
     // As any Parse that fails, it does away with the unnamed statement.
     const onSkipped = () => statements.dropUnnamed()
     expectations.pushExtended(entry(Expected.parse, { errorInstead: errorFor(need), onSkipped }))
-    return { by: [refusedParse], length: next - at }
+    out.replace(chunk, at, next - at)
+    out.add(refusedParse)
+    return next - at
   }
 
   // ---- extended, with statements that are followed
@@ -185,13 +191,14 @@ export class Translator {
     chunk: Buffer,
     at: number,
     next: number,
-    length: number
-  ): Substitute | "incomplete" | FeatureNotSupported | null {
+    length: number,
+    out: Outgoing
+  ): Translation {
     const { expectations, statements } = this.#state
     const name = statementNameAt(type, chunk, at, Math.min(next, chunk.length))
     if (name === INCOMPLETE) return "incomplete"
     if (name < 0 || chunk[name] === 0) {
-      if (type === Frontend.parse) return this.#unnamedParse(connection, chunk, at, next)
+      if (type === Frontend.parse) return this.#unnamedParse(connection, chunk, at, next, out)
       const isOfUnnamed = name >= 0 && type !== Frontend.close
       if (!isOfUnnamed || !statements.unnamedIsElsewhere(type)) {
         expectations.pushExtended(plainEntries[type]!)
@@ -199,15 +206,20 @@ export class Translator {
       }
     } else if (type === Frontend.parse && statements.wouldExceed(length)) return tooManyStatements
     const message = namedPart(type, chunk, at, next)
-    return message === null
-      ? "incomplete"
-      : { by: this.#rewrite(connection, type, message, length), length: message.length }
+    if (message === null) return "incomplete"
+    out.replace(chunk, at, message.length)
+    this.#rewrite(connection, type, message, length, out)
+    return message.length
   }
 
-  #unnamedParse(connection: Connection, chunk: Buffer, at: number, next: number): Substitute | null {
+  #unnamedParse(connection: Connection, chunk: Buffer, at: number, next: number, out: Outgoing): number | null {
     const { expectations, statements } = this.#state
     const gone = this.#deallocatedBy(chunk, at, next)
-    if (gone !== null) return { by: statements.deallocateThere(gone, connection, expectations), length: next - at }
+    if (gone !== null) {
+      out.replace(chunk, at, next - at)
+      statements.deallocateThere(gone, connection, expectations, out)
+      return next - at
+    }
     statements.onUnnamedParse(next <= chunk.length ? copyOf(chunk, at, next) : null)
     expectations.pushExtended(statements.unnamedEntry)
     return null
@@ -223,17 +235,17 @@ export class Translator {
     return name !== null && statements.has(name) ? name : null
   }
 
-  #rewrite(connection: Connection, type: number, message: Buffer, length: number): Rewritten {
+  #rewrite(connection: Connection, type: number, message: Buffer, length: number, out: Outgoing): void {
     const { expectations, statements } = this.#state
     switch (type) {
       case Frontend.parse:
-        return statements.parse(message, connection, expectations)
+        return statements.parse(message, connection, expectations, out)
       case Frontend.bind:
-        return statements.bind(message, length, connection, expectations)
+        return statements.bind(message, length, connection, expectations, out)
       case Frontend.describe:
-        return statements.describe(message, connection, expectations)
+        return statements.describe(message, connection, expectations, out)
       default:
-        return statements.close(message, expectations)
+        return statements.close(message, expectations, out)
     }
   }
 }

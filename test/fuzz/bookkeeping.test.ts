@@ -20,11 +20,13 @@ import { cString, frame, int32 } from "../../src/protocol/Encoder.ts"
 import { Backend, Frontend, frontendLimits, HEADER_LENGTH, lengthAt } from "../../src/protocol/Frame.ts"
 import { Answer as Owed, entries, entry, Expectations, Expected } from "../../src/session/Expectations.ts"
 import { mayBeNamed, namedPart, statementNameAt } from "../../src/session/NamedMessages.ts"
+import type { Outgoing } from "../../src/session/Outgoing.ts"
 import { PreparedStatements } from "../../src/session/PreparedStatements.ts"
 import { Traces } from "../../src/session/Traces.ts"
 import { bindComplete, dataRow } from "../../src/testing/ServerMessages.ts"
 import { World } from "../simulation/World.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
+import { rewritten } from "../support/rewritten.ts"
 import { clientTurns, serverTurns, turnsOf } from "./captures.ts"
 import { fuzz, isReplay, TIMEOUT, watch } from "./fuzz.ts"
 import type { Mutator } from "./Mutator.ts"
@@ -141,7 +143,7 @@ describe("a client's statements", () => {
       const name = mayBeNamed(type) ? statementNameAt(type, stream, at, end) : -1
       const message = name >= 0 && stream[name] !== 0 ? namedPart(type, stream, at, next) : null
       if (message !== null && !(type === Frontend.parse && statements.wouldExceed(length))) {
-        out.push(...replacement(statements, type, message, length, owed, connection))
+        out.push(rewritten((to) => replace(statements, type, message, length, owed, connection, to)))
         if (end === next) out.push(Buffer.from(stream.subarray(at + message.length, next)))
         else return { out, cut: true }
       }
@@ -152,23 +154,24 @@ describe("a client's statements", () => {
 
   type TestConnection = ReturnType<typeof connectionOn>
 
-  const replacement = (
+  const replace = (
     statements: PreparedStatements,
     type: number,
     message: Buffer,
     length: number,
     owed: Expectations,
-    connection: TestConnection
+    connection: TestConnection,
+    out: Outgoing
   ) => {
     switch (type) {
       case Frontend.parse:
-        return statements.parse(message, connection, owed)
+        return statements.parse(message, connection, owed, out)
       case Frontend.bind:
-        return statements.bind(message, length, connection, owed)
+        return statements.bind(message, length, connection, owed, out)
       case Frontend.describe:
-        return statements.describe(message, connection, owed)
+        return statements.describe(message, connection, owed, out)
       default:
-        return statements.close(message, owed)
+        return statements.close(message, owed, out)
     }
   }
 

@@ -8,15 +8,16 @@ import { cString, frame, int16 } from "../../src/protocol/Encoder.ts"
 import { Backend, FrameCollector, Frontend, HEADER_LENGTH, lengthAt } from "../../src/protocol/Frame.ts"
 import { describeStatement, closeStatement, parse } from "../../src/protocol/Frontend.ts"
 import { entries, Expectations, type Entry } from "../../src/session/Expectations.ts"
+import type { Outgoing } from "../../src/session/Outgoing.ts"
 import {
   MAX_STATEMENT_BYTES_PER_CLIENT,
   MAX_STATEMENTS_PER_CLIENT,
-  PreparedStatements,
-  type Rewritten
+  PreparedStatements
 } from "../../src/session/PreparedStatements.ts"
 import { Traces } from "../../src/session/Traces.ts"
 import { RecordedTransport } from "../support/RecordedTransport.ts"
 import { seeded, type Chance } from "../support/random.ts"
+import { rewritten } from "../support/rewritten.ts"
 
 const credential = new Credential("app", Redacted.make("secret"))
 
@@ -98,41 +99,52 @@ class Lease {
     this.server = server
   }
 
-  /** Every name that stands in what was written. */
-  write(rewritten: Rewritten): Buffer {
-    const bytes = Buffer.concat(rewritten)
+  /** Goes to the server. */
+  write(write: (out: Outgoing) => void): Buffer {
+    return this.send(rewritten(write))
+  }
+
+  send(bytes: Buffer): Buffer {
     this.#due.push(...this.server.hear(bytes))
     this.#giveMadeUp()
     return bytes
   }
 
   parse(name: string, sql: string): Buffer {
-    return this.write(this.statements.parse(parseOf(name, sql), this.connection, this.expectations))
+    return this.parseMessage(parseOf(name, sql))
+  }
+
+  parseMessage(message: Buffer): Buffer {
+    return this.write((out) => this.statements.parse(message, this.connection, this.expectations, out))
   }
 
   bind(name: string, portal = ""): Buffer {
     const message = bindOf(name, portal)
-    return this.write(this.statements.bind(message, lengthAt(message, 1), this.connection, this.expectations))
+    return this.write((out) =>
+      this.statements.bind(message, lengthAt(message, 1), this.connection, this.expectations, out)
+    )
   }
 
   describe(name: string): Buffer {
-    return this.write(this.statements.describe(describeStatement(name), this.connection, this.expectations))
+    return this.write((out) =>
+      this.statements.describe(describeStatement(name), this.connection, this.expectations, out)
+    )
   }
 
   /** A message that the relay forwards as it is; a Parse or a Bind here. */
   asItIs(message: Buffer, entry: Entry = message[0] === Frontend.parse ? entries.parse : entries.bind): Buffer {
     this.expectations.pushExtended(entry)
-    return this.write([message])
+    return this.send(message)
   }
 
   close(name: string): Buffer {
-    return this.write(this.statements.close(closeStatement(name), this.expectations))
+    return this.write((out) => this.statements.close(closeStatement(name), this.expectations, out))
   }
 
   sync(): void {
     this.statements.onSync()
     this.expectations.pushSync()
-    this.write([frame(Frontend.sync)])
+    this.send(frame(Frontend.sync))
   }
 
   /** So many of the server's answers arrive; all, if none is said. */
@@ -203,7 +215,7 @@ describe("a named statement", () => {
     const lease = new Lease(newStatements())
     lease.parse("a", "SELECT $1")
     const typed = parse("b", Buffer.concat([cString("SELECT $1"), int16(1), Buffer.of(0, 0, 0, 23)]))
-    lease.write(lease.statements.parse(typed, lease.connection, lease.expectations))
+    lease.parseMessage(typed)
     assert.strictEqual(lease.answers(), "11Z")
     assert.strictEqual(lease.server.statements.size, 2)
   })
@@ -254,7 +266,7 @@ describe("a named statement", () => {
     const lease = new Lease(newStatements())
     for (const byte of [0x80, 0xff]) {
       const message = frame(Frontend.parse, Buffer.of(byte, 0), says(`SELECT ${byte}`))
-      lease.write(lease.statements.parse(message, lease.connection, lease.expectations))
+      lease.parseMessage(message)
     }
     assert.strictEqual(lease.answers(), "11Z")
     assert.strictEqual(lease.statements.size, 2)
@@ -263,20 +275,16 @@ describe("a named statement", () => {
   it("whose Parse has no end to its name goes as it is", () => {
     const lease = new Lease(newStatements())
     const message = frame(Frontend.parse, Buffer.from("no end"))
-    assert.deepStrictEqual(lease.statements.parse(message, lease.connection, lease.expectations), [message])
+    assert.deepStrictEqual(lease.parseMessage(message), message)
     assert.strictEqual(lease.statements.size, 0)
   })
 
-  it("keeps no view of the client's bytes, in what is remembered or in what is written", () => {
+  it("keeps no view of the client's bytes in what is remembered", () => {
     const lease = new Lease(newStatements())
     const message = parseOf("s", "SELECT 1")
-    const written = lease.statements.parse(message, lease.connection, lease.expectations)
+    lease.parseMessage(message)
     message.fill(0xaa)
-    lease.write(written)
-    const bind = bindOf("s", "portal")
-    const rewritten = lease.statements.bind(bind, lengthAt(bind, 1), lease.connection, lease.expectations)
-    bind.fill(0xaa)
-    lease.write(rewritten)
+    lease.bind("s")
     assert.strictEqual(lease.answers(), "12Z")
     const elsewhere = new Lease(lease.statements)
     elsewhere.bind("s")
@@ -486,13 +494,13 @@ describe("Bind", () => {
     for (const name of ["s", "x".repeat(100), "\xe4"]) {
       for (const portal of ["", "portal"]) {
         const lease = new Lease(newStatements())
-        lease.write(lease.statements.parse(parseOf(name, "SELECT 1"), lease.connection, lease.expectations))
+        lease.parse(name, "SELECT 1")
         const rest = Buffer.alloc(1000, 1)
         const whole = bindOf(name, portal, rest)
         const namesEnd = whole.length - rest.length
         for (const here of [whole, whole.subarray(0, namesEnd)]) {
-          const written = Buffer.concat(
-            lease.statements.bind(here, lengthAt(whole, 1), lease.connection, lease.expectations)
+          const written = rewritten((out) =>
+            lease.statements.bind(here, lengthAt(whole, 1), lease.connection, lease.expectations, out)
           )
           const arrived = Buffer.concat([written, whole.subarray(here.length)])
           assert.strictEqual(lengthAt(arrived, 1), arrived.length - 1)
@@ -537,7 +545,8 @@ describe("limits", () => {
     assert.isFalse(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT))
     assert.isTrue(statements.wouldExceed(MAX_STATEMENT_BYTES_PER_CLIENT + 1))
     for (let index = 0; index < MAX_STATEMENTS_PER_CLIENT; index++) {
-      statements.parse(parseOf(`s${index}`, "SELECT 1"), lease.connection, lease.expectations)
+      const message = parseOf(`s${index}`, "SELECT 1")
+      rewritten((out) => statements.parse(message, lease.connection, lease.expectations, out))
     }
     assert.isTrue(statements.wouldExceed(1))
     statements.closeWithoutLease(closeStatement("s7"))
