@@ -6,7 +6,7 @@
  * connection is to be opened, lent or closed.
  */
 import { terminate } from "../protocol/Frontend.ts"
-import type { PoolContext } from "./PoolContext.ts"
+import { SWEEP_PERIOD_MS, type PoolContext } from "./PoolContext.ts"
 import type { Connection, CredentialGroup } from "./PoolTenant.ts"
 import { ServerConnection, type LoggedIn } from "./ServerConnection.ts"
 import type { Tenants } from "./Tenants.ts"
@@ -55,7 +55,8 @@ export class Connections {
   makeIdle(connection: Connection): void {
     const group = connection.group
     connection.state = "idle"
-    connection.idleSince = this.#context.sweptAt
+    // Rather late than early.
+    connection.idleSince = this.#context.sweptAt + SWEEP_PERIOD_MS
     group.idle.add(connection)
     this.#idle++
     if (connection.tenant !== null) connection.tenant.idle.push(connection)

@@ -459,9 +459,8 @@ export class Pool {
 
   // ---- the passing of time
 
-  /** Called every so often: what is overdue is ended, those who could be served are. */
-  sweep(): void {
-    const now = this.#context.now()
+  /** Called every so often with the clock's milliseconds: what is overdue is ended, those who could be served are. */
+  sweep(now: number): void {
     this.#context.sweptAt = now
     this.#retirement.followTls()
     this.#eviction.sweep(now)

@@ -5,6 +5,7 @@
  * it; a session's end gives it back whatever way it ends. One fiber sweeps all pools for what is overdue, and tells them of new
  * settings. Does not know who tenants are or what they say.
  */
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -17,14 +18,11 @@ import { LiveTls } from "../config/LiveTls.ts"
 import { poolSettingsFor } from "../config/PerseusConfig.ts"
 import { Network } from "../net/Network.ts"
 import { Pool } from "./Pool.ts"
-import type { Destination, PoolLimits } from "./PoolContext.ts"
+import { SWEEP_PERIOD_MS, type Destination, type PoolLimits } from "./PoolContext.ts"
 import type { PoolSnapshot } from "./PoolStatistics.ts"
 import type { PoolTenant } from "./PoolTenant.ts"
 import type { ClientSettings } from "./Reset.ts"
 import type { TenantPlacement } from "./Tenants.ts"
-
-/** How late a timeout may be. */
-export const SWEEP_PERIOD_MS = 100
 
 /** A pool without sessions is kept this long, for those that come back. */
 const UNUSED_POOL_LIFETIME = "5 minutes"
@@ -79,7 +77,8 @@ export class Pools extends Context.Service<
       })
 
       yield* Effect.sleep(SWEEP_PERIOD_MS).pipe(
-        Effect.andThen(Effect.sync(() => pools.forEach((pool) => pool.sweep()))),
+        Effect.andThen(Clock.currentTimeMillis),
+        Effect.map((now) => pools.forEach((pool) => pool.sweep(now))),
         Effect.forever,
         Effect.forkScoped({ startImmediately: true })
       )

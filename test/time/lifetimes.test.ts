@@ -3,6 +3,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { SWEEP_PERIOD_MS } from "../../src/pool/PoolContext.ts"
 import { answered, type Client, make, type MemoryPerseus } from "../support/memoryPerseus.ts"
 
 const MINUTE_MS = 60_000
@@ -137,7 +138,7 @@ describe("ConnCloseTimeoutSecs", () => {
       const perseus = yield* make({ settings })
       yield* perseus.logIn("red")
       perseus.server.hang()
-      yield* perseus.pass(10_100)
+      yield* perseus.pass(10_000 + 2 * SWEEP_PERIOD_MS)
       const closing = perseus.pool().closing
       assert.strictEqual(closing, 1)
       yield* perseus.falls(1900, {
@@ -189,6 +190,8 @@ describe("ServerCheckDelaySecs", () => {
     PoolSettings: { SchemaExecTimeoutSecs: 3 },
     LimitSettings: { ServerCheckDelaySecs: 30 }
   }
+  /** Both ends of the time are told by the sweep. */
+  const lateAtMost = 2 * SWEEP_PERIOD_MS
 
   it.effect("has a connection checked that was idle for so long, and none that was not", () =>
     Effect.gen(function* () {
@@ -202,7 +205,7 @@ describe("ServerCheckDelaySecs", () => {
         assert.deepStrictEqual(client.heard(), answered)
       }
       assert.strictEqual(statistics.checks, 0)
-      yield* perseus.pass(30_000)
+      yield* perseus.pass(30_000 + lateAtMost)
       client.ask("SELECT 1")
       yield* perseus.settle
       assert.deepStrictEqual(client.heard(), answered)
@@ -216,7 +219,7 @@ describe("ServerCheckDelaySecs", () => {
       const perseus = yield* make({ settings })
       const client = yield* perseus.logIn("red")
       perseus.server.hang()
-      yield* perseus.pass(30_000)
+      yield* perseus.pass(30_000 + lateAtMost)
       client.ask("SELECT 1")
       yield* perseus.settle
       assert.deepStrictEqual(client.heard(), [])
@@ -232,7 +235,7 @@ describe("ServerCheckDelaySecs", () => {
       const perseus = yield* make({ settings })
       const client = yield* perseus.logIn("red")
       perseus.server.hang()
-      yield* perseus.pass(30_000)
+      yield* perseus.pass(30_000 + lateAtMost)
       client.ask("SELECT 1")
       yield* perseus.falls(3000, {
         before: () => assert.deepStrictEqual(client.heard(), []),

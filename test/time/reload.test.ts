@@ -4,7 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { SWEEP_PERIOD_MS } from "../../src/pool/Pools.ts"
+import { SWEEP_PERIOD_MS } from "../../src/pool/PoolContext.ts"
 import { answered, type Client, HOST, make, type MemoryPerseus, OTHER_HOST } from "../support/memoryPerseus.ts"
 
 const hold = Effect.fnUntraced(function* (perseus: MemoryPerseus, clients: ReadonlyArray<Client>) {
