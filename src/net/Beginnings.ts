@@ -3,7 +3,7 @@
  * a few lengths, and to make a view takes 60 to 100 ns. Who is given one has it only until the buffer is written again.
  */
 
-/** Views of less than this are kept: 100 bytes each. */
+/** Of shorter ones the view is kept, which takes 100 bytes. */
 const KEPT_LENGTH = 2048
 
 export class Beginnings {

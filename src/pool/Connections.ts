@@ -52,11 +52,17 @@ export class Connections {
     return connection
   }
 
+  /**
+   * Its server has just answered. That is so also where it goes on to the next client without having been idle: a busy one would
+   * be checked before each lease else. By the next sweep's time, for nothing is to end before it must.
+   */
+  heardOf(connection: Connection): void {
+    connection.idleSince = this.#context.sweptAt + SWEEP_PERIOD_MS
+  }
+
   makeIdle(connection: Connection): void {
     const group = connection.group
     connection.state = "idle"
-    // Rather late than early.
-    connection.idleSince = this.#context.sweptAt + SWEEP_PERIOD_MS
     group.idle.add(connection)
     this.#idle++
     if (connection.tenant !== null) connection.tenant.idle.push(connection)
@@ -95,6 +101,7 @@ export class Connections {
   }
 
   closeByForce(connection: Connection): void {
+    if (connection.state === "idle") this.removeIdle(connection)
     if (connection.state !== "closing") this.#closing++
     connection.state = "closing"
     connection.transport.destroy()

@@ -300,6 +300,7 @@ export class Pool {
 
   /** A connection has become free: to the next in turn, to the idle ones, or closed. */
   #settle(connection: Connection): void {
+    this.#connections.heardOf(connection)
     if (this.#eviction.isDue(connection)) return this.#connections.close(connection)
     if (connection.mustReset) {
       // What DISCARD ALL leaves must not meet another tenant there.

@@ -46,7 +46,7 @@ export class ServerStatements {
     this.#byKey.delete(key)
   }
 
-  /** Takes out `count` that were not used of late, or as many as `mayGo`. */
+  /** Takes out `count`, or as many as `mayGo`: those that were not used of late, and the others only when there are no more. */
   takeUnused(count: number, mayGo: (key: string) => boolean): ReadonlyArray<readonly [key: string, name: string]> {
     const taken: Array<readonly [string, string]> = []
     // What is put behind the others is met once more, without its mark.

@@ -9,7 +9,8 @@
 import { Beginnings } from "../net/Beginnings.ts"
 import { HEADER_LENGTH } from "../protocol/Frame.ts"
 
-const SHARED_LENGTH = 64 * 1024
+/** As much as a client sends in one read, and longer names. */
+const SHARED_LENGTH = 128 * 1024
 const shared: Buffer = Buffer.allocUnsafeSlow(SHARED_LENGTH)
 const beginnings = new Beginnings(shared)
 

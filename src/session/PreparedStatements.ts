@@ -6,7 +6,7 @@
  * depends on the search path) and under the same settings (`'01/02/2020'::date` is fixed when it is parsed). Unnamed
  * statements pass untouched, unless one was parsed in one lease and is bound in another: there it is treated as if it had a
  * name, for what lies unnamed on that connection is somebody else's. Pure bookkeeping: what the server is to have in place of a
- * client's message goes to Outgoing, which may be nothing.
+ * client's message, if anything, goes to Outgoing.
  */
 import { createHash, randomBytes } from "node:crypto"
 import { closeComplete, parseComplete } from "../protocol/Backend.ts"

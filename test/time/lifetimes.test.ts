@@ -214,6 +214,23 @@ describe("ServerCheckDelaySecs", () => {
     })
   )
 
+  it.effect("has none checked that goes from one client to the next, for hours", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: { ...settings, PoolSettings: { MaxOpen: 1, MaxIdle: 1 } } })
+      const clients = yield* logInAll(perseus, ["red", "red"])
+      clients[0]!.ask("BEGIN")
+      yield* perseus.settle
+      for (let turn = 0; turn < 50; turn++) {
+        const [holder, waiting] = turn % 2 === 0 ? clients : clients.toReversed()
+        waiting!.ask("BEGIN")
+        yield* perseus.pass(1000)
+        holder!.ask("COMMIT")
+        yield* perseus.settle
+      }
+      assert.strictEqual(perseus.pool().statistics.checks, 0)
+    })
+  )
+
   it.effect("replaces a connection whose server resets it, and the client does not notice", () =>
     Effect.gen(function* () {
       const perseus = yield* make({ settings })
