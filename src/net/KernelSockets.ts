@@ -2,8 +2,8 @@
  * Reads and writes connected sockets with the kernel's own calls, through `node:ffi`, past Node's streams: what is ready is asked
  * of an epoll of ours, which hangs in Node's event loop as one descriptor, and is read and written in one turn of it.
  *
- * Gain: 15 and 20 % of the CPU of a transaction with 64 and 512 clients, 0 to 5 % with 8, none with 1 (pgbench -S): a turn that
- * reads many sockets enters JavaScript once; and nothing is copied on its way from one socket to the other.
+ * Gain: 9 to 15 % of the CPU of a transaction with 64 clients, 18 to 20 with 512, 2 to 5 with 8, none with 1 (pgbench -S): a turn
+ * that reads many sockets enters JavaScript once; and nothing is copied on its way from one socket to the other.
  *
  * Opens, closes and owns no socket and decides nothing about one: the `net.Socket` whose descriptor it is does. An end, and what
  * the kernel does not take at once, are left to that socket, which deals with them in Node's way. Where Node has no FFI (24,
@@ -153,9 +153,9 @@ const open = (ffi: typeof Ffi): KernelSockets | null => {
   const RECEIVE = 0
   const TRANSMIT = 1
   /**
-   * The one place that calls both, so that V8 compiles neither into its callers. Node's way to the kernel is fast only where its own
-   * wrapper is compiled into what calls it, and within something larger V8 may find no room for it: of 4 processes that served prepared statements 3
-   * went the slow way, at 1 µs a call.
+   * The one place that calls both, so that V8 compiles neither into its callers. Node's way to the kernel is fast only where its
+   * own wrapper is compiled into what calls it, and within something larger V8 may find no room for it: of 4 processes that
+   * served prepared statements 3 went the slow way, at 1 µs a call.
    */
   const transfer = (which: typeof RECEIVE | typeof TRANSMIT, fd: number): number => transfers[which](fd)
 

@@ -31,10 +31,10 @@ export interface Lease {
 }
 
 /**
- * Null: the message goes as it is. A number: of so many of its bytes, from its first, what was said to Outgoing takes the place;
- * what is behind them goes as it is. "incomplete": too little of it has come. A fault ends the session.
+ * Null: the message goes, as it is but for what was said to Outgoing. "incomplete": too little of it has come. A fault ends the
+ * session.
  */
-export type Translation = null | number | "incomplete" | FeatureNotSupported
+export type Translation = null | "incomplete" | FeatureNotSupported
 
 export interface State {
   readonly expectations: Expectations
@@ -78,8 +78,7 @@ export class Translator {
       return null
     }
     if (lease.refusesHolds && type === Frontend.parse) {
-      const refused = this.#refusedParse(chunk, at, next, out)
-      if (refused !== null) return refused
+      if (this.#refusesParse(chunk, at, next, out)) return null
     }
     if (lease.passesNames) {
       // A name that is not followed must not meet another client.
@@ -121,7 +120,7 @@ export class Translator {
 
   // ---- simple
 
-  #query(lease: Lease, chunk: Buffer, at: number, next: number, out: Outgoing): number | null {
+  #query(lease: Lease, chunk: Buffer, at: number, next: number, out: Outgoing): null {
     const { expectations, statements, traces } = this.#state
     statements.dropUnnamed()
     if (next > chunk.length) {
@@ -140,7 +139,7 @@ export class Translator {
       if (name !== null && statements.has(name)) {
         this.#deallocate(name)
         out.replace(chunk, at, whole)
-        return whole
+        return null
       }
     }
     const hint = hintOf(text)
@@ -153,7 +152,7 @@ export class Translator {
     expectations.pushSimple(entry(Expected.query, { errorInstead: errorFor(need) }))
     out.replace(chunk, at, whole)
     out.add(refusedQuery)
-    return whole
+    return null
   }
 
   /** Only this client's name goes, as by Close: others may use what it says. The answer is PostgreSQL's. */
@@ -169,18 +168,18 @@ export class Translator {
   // ---- what needs a session
 
   /** The server is made to refuse something in its place, so that a transaction fails there as well. */
-  #refusedParse(chunk: Buffer, at: number, next: number, out: Outgoing): number | null {
-    if (next > chunk.length) return null
+  #refusesParse(chunk: Buffer, at: number, next: number, out: Outgoing): boolean {
+    if (next > chunk.length) return false
     const nameEnd = indexOfNul(chunk, at + HEADER_LENGTH, next)
     const need = needsSession(chunk.toString("latin1", nameEnd + 1, next))
-    if (need === null) return null
+    if (need === null) return false
     const { expectations, statements } = this.#state
     // As any Parse that fails, it does away with the unnamed statement.
     const onSkipped = () => statements.dropUnnamed()
     expectations.pushExtended(entry(Expected.parse, { errorInstead: errorFor(need), onSkipped }))
     out.replace(chunk, at, next - at)
     out.add(refusedParse)
-    return next - at
+    return true
   }
 
   // ---- extended, with statements that are followed
@@ -209,16 +208,16 @@ export class Translator {
     if (message === null) return "incomplete"
     out.replace(chunk, at, message.length)
     this.#rewrite(connection, type, message, length, out)
-    return message.length
+    return null
   }
 
-  #unnamedParse(connection: Connection, chunk: Buffer, at: number, next: number, out: Outgoing): number | null {
+  #unnamedParse(connection: Connection, chunk: Buffer, at: number, next: number, out: Outgoing): null {
     const { expectations, statements } = this.#state
     const gone = this.#deallocatedBy(chunk, at, next)
     if (gone !== null) {
       out.replace(chunk, at, next - at)
       statements.deallocateThere(gone, connection, expectations, out)
-      return next - at
+      return null
     }
     statements.onUnnamedParse(next <= chunk.length ? copyOf(chunk, at, next) : null)
     expectations.pushExtended(statements.unnamedEntry)
