@@ -20,6 +20,8 @@ export class Connections {
   #idle = 0
   /** Of all. */
   #closing = 0
+  /** Counts those that became idle: which of two was idle longer is finer than the sweep's time. */
+  #becameIdle = 0
 
   constructor(context: PoolContext, tenants: Tenants, onGone: (connection: Connection) => void) {
     this.#context = context
@@ -63,6 +65,7 @@ export class Connections {
   makeIdle(connection: Connection): void {
     const group = connection.group
     connection.state = "idle"
+    connection.idleTurn = ++this.#becameIdle
     group.idle.add(connection)
     this.#idle++
     if (connection.tenant !== null) connection.tenant.idle.push(connection)
@@ -85,7 +88,7 @@ export class Connections {
     for (const group of this.#tenants.groups) {
       const connection = group.idle.longest
       if (connection === null || !suits(group)) continue
-      if (longest === null || connection.idleSince < longest.idleSince) longest = connection
+      if (longest === null || connection.idleTurn < longest.idleTurn) longest = connection
     }
     return longest
   }

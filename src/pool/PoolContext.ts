@@ -21,7 +21,7 @@ export interface PoolLimits {
   readonly server: ServerSettings
 }
 
-/** How late a timeout may be. */
+/** How late a timeout may be; one that counts from when a connection became idle, twice as much. */
 export const SWEEP_PERIOD_MS = 100
 
 export class PoolContext {

@@ -78,7 +78,10 @@ export class ServerConnection<Tenant, Group> implements TransportHandler, Idler<
   retired = false
   /** Nobody wants the answer to what it runs: it is to be cancelled until it has gone. */
   stopQuery = false
+  /** When it was last heard of as it became free: on the clock's milliseconds, by the sweep. */
   idleSince: number
+  /** The pool's count of those that became idle, when this one last did. */
+  idleTurn = 0
   longerIdle: ServerConnection<Tenant, Group> | null = null
   shorterIdle: ServerConnection<Tenant, Group> | null = null
   /** Whose path it carries; null until the first switch. */

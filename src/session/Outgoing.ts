@@ -11,11 +11,11 @@ import { HEADER_LENGTH } from "../protocol/Frame.ts"
 
 /** As much as a client sends in one read, and longer names. */
 const SHARED_LENGTH = 128 * 1024
-const shared: Buffer = Buffer.allocUnsafeSlow(SHARED_LENGTH)
-const beginnings = new Beginnings(shared)
 
 export class Outgoing {
-  #buffer = shared
+  readonly #shared: Buffer = Buffer.allocUnsafeSlow(SHARED_LENGTH)
+  readonly #beginnings = new Beginnings(this.#shared)
+  #buffer = this.#shared
   #length = 0
   /** Of the chunk: what is before it has been dealt with. */
   #from = 0
@@ -23,7 +23,7 @@ export class Outgoing {
   #changed = false
 
   begin(): void {
-    this.#buffer = shared
+    this.#buffer = this.#shared
     this.#length = this.#from = this.#added = 0
     this.#changed = false
   }
@@ -75,9 +75,9 @@ export class Outgoing {
   finish(chunk: Buffer, to: number): { readonly bytes: Buffer; readonly lent: boolean } {
     this.#copy(chunk, this.#from, to)
     const buffer = this.#buffer
-    this.#buffer = shared
-    return buffer === shared
-      ? { bytes: beginnings.of(this.#length), lent: true }
+    this.#buffer = this.#shared
+    return buffer === this.#shared
+      ? { bytes: this.#beginnings.of(this.#length), lent: true }
       : { bytes: buffer.subarray(0, this.#length), lent: false }
   }
 

@@ -118,6 +118,30 @@ describe("MaxIdle", () => {
     })
   )
 
+  it.effect("closes the one idle longest, whichever user's it is and however short the time between", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({
+        settings: { PoolSettings: { MaxIdle: 1, MaxOpen: 4 } },
+        tenants: { red: {}, blue: { destUser: "other" } }
+      })
+      const [red, blue] = yield* logInAll(perseus, ["red", "blue"])
+      for (const [last, first] of [
+        [red!, blue!],
+        [blue!, red!]
+      ] as const) {
+        yield* holdAll(perseus, [red!, blue!])
+        yield* releaseAll(perseus, [first])
+        yield* perseus.pass(1)
+        yield* releaseAll(perseus, [last])
+        perseus.whole(1)
+        const { opened } = perseus.pool().statistics
+        last.ask("SELECT 1")
+        yield* perseus.settle
+        assert.strictEqual(perseus.pool().statistics.opened, opened)
+      }
+    })
+  )
+
   it.effect("counts all of a destination's users together", () =>
     Effect.gen(function* () {
       const perseus = yield* make({
