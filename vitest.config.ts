@@ -5,18 +5,30 @@ const elsewhere = ["dist/**", "node_modules/**"]
 const long = ["canary", "drivers", "fuzz", "hardness", "security"].map((folder) => `test/${folder}/**/*.test.ts`)
 
 const integration = ["protocol", "release", "sessionFaults", "tls", "transcript"]
-const onSockets = [
-  "test/net/!(KernelSockets).test.ts",
-  ...integration.map((name) => `test/integration/${name}.test.ts`)
-]
+const onSockets = ["test/net/*.test.ts", ...integration.map((name) => `test/integration/${name}.test.ts`)]
+const ring = "test/net/Ring*.test.ts"
+const kernel = "test/net/KernelSockets.test.ts"
 const execArgv = ["--no-experimental-ffi"]
 
 export default defineConfig({
   test: {
     projects: [
       { extends: true, test: { name: "core", include: ["test/**/*.test.ts"], exclude: [...elsewhere, ...long] } },
+      // As where the kernel has no io_uring, or forbids it.
+      {
+        extends: true,
+        test: {
+          name: "epoll",
+          include: onSockets,
+          exclude: [...elsewhere, ring],
+          setupFiles: ["test/support/withoutRing.ts"]
+        }
+      },
       // As where Node has no FFI.
-      { extends: true, test: { name: "streams", include: onSockets, exclude: elsewhere, execArgv } },
+      {
+        extends: true,
+        test: { name: "streams", include: onSockets, exclude: [...elsewhere, ring, kernel], execArgv }
+      },
       { extends: true, test: { name: "long", include: long, exclude: elsewhere } }
     ],
     globalSetup: ["test/integration/globalSetup.ts"],

@@ -25,6 +25,7 @@ import * as Demo from "./cli/demo/Demo.ts"
 import * as ConfigFile from "./config/ConfigFile.ts"
 import { LiveConfig, reloadOn } from "./config/LiveConfig.ts"
 import type { AuthTableInvalid, ConfigInvalid, ListenFailed } from "./errors.ts"
+import { forbidRing } from "./net/KernelSockets.ts"
 import * as Logging from "./observability/Logging.ts"
 import { Perseus } from "./Perseus.ts"
 
@@ -114,6 +115,9 @@ process.removeAllListeners("warning").on("warning", (warning) => {
   if (warning.name === "ExperimentalWarning" && warning.message.startsWith("FFI ")) return
   for (const tell of tellOf) tell(warning)
 })
+
+// As Node itself goes by.
+if (process.env["UV_USE_IO_URING"] === "0") forbidRing("UV_USE_IO_URING is 0")
 
 const main = Effect.gen(function* () {
   const { build_version: version } = yield* readBuildInfo()

@@ -197,8 +197,8 @@ describe("time and chance", () => {
     const clocks =
       /(?<![.\w])(?:setTimeout|setInterval|setImmediate)\s*\(|\bDate\.now\b|\bnew Date\s*\(\s*\)|\bperformance\.now\b/g
     assert.deepStrictEqual(
-      // Turns of the event loop in KernelSockets are no time.
-      offenders(clocks, (path) => path !== "main.ts" && path !== "net/KernelSockets.ts"),
+      // Turns of the event loop are no time.
+      offenders(clocks, (path) => path !== "main.ts" && path !== "net/LoopTurns.ts"),
       []
     )
   })

@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Net from "node:net"
-import { whyNoKernelSockets } from "./KernelSockets.ts"
+import { accountOfSockets } from "./KernelSockets.ts"
 import { accepted, connect } from "./SocketTransport.ts"
 import type { Transport } from "./Transport.ts"
 
@@ -53,8 +53,7 @@ const listen = (
   onConnection: (transport: Transport) => void
 ): Effect.Effect<Listening, string, Scope.Scope> =>
   Effect.gen(function* () {
-    const why = whyNoKernelSockets()
-    yield* Effect.logDebug(`sockets are read by ${why === "" ? "the kernel's own calls" : `Node's streams: ${why}`}`)
+    yield* Effect.logDebug(`sockets are read through ${accountOfSockets()}`)
     const server = Net.createServer({ pauseOnConnect: true }, (socket) => onConnection(accepted(socket)))
     yield* Effect.acquireRelease(open(server, address), () => Effect.sync(() => server.close()))
     // An accept that fails (EMFILE) must not end the service; Node goes on accepting by itself.

@@ -6,7 +6,8 @@
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
-import { kernelSockets, MAX_READ_LENGTH, type Watcher } from "./KernelSockets.ts"
+import { MAX_READ_LENGTH, type KernelSocket, type Watcher } from "./KernelSocket.ts"
+import { kernelSockets } from "./KernelSockets.ts"
 import { reopen } from "./StaticReads.ts"
 import type { Handshake } from "./Tls.ts"
 import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
@@ -63,8 +64,8 @@ class SocketTransport implements Transport, Watcher {
   tls: TlsState | null = null
   readLength = 0
   #socket: Net.Socket
-  /** Where it is read and written past the socket's stream, by the kernel's calls; else -1. */
-  #fd = -1
+  /** Where it is read and written past the socket's stream; else null. */
+  #kernel: KernelSocket | null = null
   #over = false
   readonly #onData = (chunk: Buffer) => this.onRead(chunk)
   readonly #onDrain = () => {
@@ -98,16 +99,19 @@ class SocketTransport implements Transport, Watcher {
   }
 
   /**
-   * From now on it is read by the kernel's calls; the stream must not have been read. False where that cannot be. What does not
-   * succeed at once is left to the stream.
+   * From now on it is read past the stream, which must not have been read. False where that cannot be. What does not succeed at
+   * once is left to the stream.
    */
   readDirectly(readLength: number): boolean {
     // The one thing here that Node does not document.
     const { fd = -1 } = (this.#socket as Handled)._handle ?? {}
     this.readLength = readLength
-    if (fd < 0 || kernelSockets()?.watch(fd, this) !== true) return false
-    this.#fd = fd
-    return true
+    this.#kernel = fd < 0 ? null : (kernelSockets()?.adopt(fd, this) ?? null)
+    return this.#kernel !== null
+  }
+
+  onUnsent(bytes: Uint8Array): void {
+    this.#writeCopy(bytes)
   }
 
   /** The stream meets it again, and tells of it. */
@@ -120,7 +124,7 @@ class SocketTransport implements Transport, Watcher {
     this.#close(code)
   }
 
-  /** Nothing is read or written past the stream any more. */
+  /** Nothing is read or written past the stream any more, and what was read and not told is not wanted. */
   readByStream(): void {
     this.#leaveToStream()
     this.readEvents()
@@ -128,9 +132,9 @@ class SocketTransport implements Transport, Watcher {
   }
 
   #leaveToStream(): void {
-    if (this.#fd === -1) return
-    kernelSockets()!.unwatch(this.#fd, this)
-    this.#fd = -1
+    const kernel = this.#kernel
+    this.#kernel = null
+    kernel?.leave()
   }
 
   /** The socket gives out its chunks as events: one that we accepted, or any under TLS. */
@@ -139,12 +143,14 @@ class SocketTransport implements Transport, Watcher {
   }
 
   onRead(chunk: Buffer): void {
-    if (!this.#over) this.handler.onData(chunk)
+    // Node may have destroyed it, of which its owner hears later.
+    if (!this.#over && !this.#socket.destroyed) this.handler.onData(chunk)
   }
 
   startTls(handshake: Handshake, received: Buffer, done: (failure: string | null) => void): void {
     const socket = this.#socket
-    this.#leaveToStream()
+    const early = this.#kernel?.giveUp() ?? null
+    this.#kernel = null
     // A socket that breaks is destroyed before anybody is told.
     if (this.#over || socket.destroyed) {
       this.destroy()
@@ -159,6 +165,7 @@ class SocketTransport implements Transport, Watcher {
       // What TLS makes of it is heard from TLS.
       .on("error", () => {})
       .pause()
+    if (early !== null) socket.unshift(early)
     if (received.length > 0) socket.unshift(received)
     handshake(socket, (end) => {
       if (end._tag === "Secured" && !this.#over) {
@@ -175,57 +182,58 @@ class SocketTransport implements Transport, Watcher {
 
   write(bytes: Uint8Array): boolean {
     if (this.#over) return true
-    const left = this.#writeDirectly(bytes)
-    return left === null || this.#socket.write(left)
+    return this.#writeDirectly(bytes) ?? this.#socket.write(bytes)
   }
 
   writeLent(bytes: Buffer): boolean {
     if (this.#over) return true
-    const left = this.#writeDirectly(bytes)
-    if (left === null) return true
-    if (left.length < SPARE_MIN_LENGTH || left.length > SERVER_READ_LENGTH) {
-      const copy = Buffer.allocUnsafe(left.length)
-      copy.set(left)
+    return this.#writeDirectly(bytes) ?? this.#writeCopy(bytes)
+  }
+
+  #writeCopy(bytes: Uint8Array): boolean {
+    if (bytes.length < SPARE_MIN_LENGTH || bytes.length > SERVER_READ_LENGTH) {
+      const copy = Buffer.allocUnsafe(bytes.length)
+      copy.set(bytes)
       return this.#socket.write(copy)
     }
-    const kind = sparesFor(left.length)
+    const kind = sparesFor(bytes.length)
     const spare = kind.take()
-    spare.set(left)
-    return this.#socket.write(spare.subarray(0, left.length), () => kind.giveBack(spare))
+    spare.set(bytes)
+    return this.#socket.write(spare.subarray(0, bytes.length), () => kind.giveBack(spare))
   }
 
   /**
-   * What the stream is to write: null, if the kernel took all. A socket that is destroyed has no descriptor any more: its number
-   * may be another client's.
+   * Null: that is up to the stream, which has something to write already, or whose socket is destroyed: its descriptor may be
+   * another client's. Where the kernel takes writes later, a peer is known to be slow with the next one.
    */
-  #writeDirectly(bytes: Uint8Array): Uint8Array | null {
+  #writeDirectly(bytes: Uint8Array): boolean | null {
     const socket = this.#socket
-    if (this.#fd === -1 || socket.destroyed || socket.writableLength > 0) return bytes
-    const written = kernelSockets()!.write(this.#fd, bytes)
-    if (written === bytes.length) return null
-    return written === 0 ? bytes : bytes.subarray(written)
+    if (this.#kernel === null || socket.destroyed || socket.writableLength > 0) return null
+    this.#kernel.write(bytes)
+    return socket.writableLength === 0 || !socket.writableNeedDrain
   }
 
   pause(): void {
-    if (this.#fd === -1) this.#socket.pause()
-    else kernelSockets()!.unwatch(this.#fd, this)
+    if (this.#kernel === null) this.#socket.pause()
+    else this.#kernel.pause()
   }
 
   resume(): void {
-    if (this.#fd === -1) this.#socket.resume()
-    else if (!this.#socket.destroyed && !kernelSockets()!.watch(this.#fd, this)) this.readByStream()
+    if (this.#kernel === null) this.#socket.resume()
+    else if (!this.#socket.destroyed && !this.#kernel.resume()) this.readByStream()
   }
 
   end(bytes?: Uint8Array): void {
     if (this.#over) return
+    // Whatever the peer still says is not wanted, but a socket that is not read never notices the peer's end.
+    if (this.#kernel === null) this.#socket.resume()
+    else this.readByStream()
     if (bytes === undefined) this.#socket.end()
     else this.#socket.end(bytes)
-    // Whatever the peer still says is not wanted, but a socket that is not read never notices the peer's end.
-    if (this.#fd === -1) this.#socket.resume()
-    else this.readByStream()
   }
 
   get flushed(): boolean {
+    this.#kernel?.flush()
     // TLS has an end of its own.
     return this.tls === null && this.#socket.writableLength === 0
   }

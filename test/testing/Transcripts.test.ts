@@ -140,7 +140,7 @@ const scripts: Readonly<Record<string, ReadonlyArray<Step>>> = {
     { send: [runUnnamed("COPY t FROM STDIN"), sync, flush, copyData, copyDone, sync] },
     { send: [runUnnamed("COPY t FROM STDIN"), sync, copyFail, sync] }
   ],
-  statement_timeout: [{ send: [query("SET statement_timeout = 1")] }, { send: [query("SELECT pg_sleep(5)")] }],
+  statement_timeout: [{ send: [query("SET statement_timeout = 100")] }, { send: [query("SELECT pg_sleep(5)")] }],
   "a NOTIFY to oneself": [
     { send: [query("LISTEN c")] },
     { send: [query("NOTIFY c, 'p'")] },

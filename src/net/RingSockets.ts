@@ -1,0 +1,224 @@
+/**
+ * Sockets by io_uring: what one turn of the event loop has read and written becomes one call to the kernel.
+ *
+ * A socket has one read with the kernel at a time, which it completes when there is something. So one that is paused may be told of
+ * what a read brought that was asked for before: it waits here until the socket goes on, and no other read is asked for. What is
+ * written in a turn waits for the end of the look in which it was, or for a second write to the same socket that cannot be put
+ * behind it. Outside a turn nothing waits.
+ *
+ * Beside EpollSockets (pgbench -S, CPU of a transaction): FIGURES
+ */
+import type * as Ffi from "node:ffi"
+import { getSystemErrorName } from "node:util"
+import type { KernelSocket, KernelSockets, Watcher } from "./KernelSocket.ts"
+import { eachTurn, type LoopTurns } from "./LoopTurns.ts"
+import { LONG, LONG_LENGTH, READ, Ring, SHORT, SHORT_LENGTH } from "./Ring.ts"
+
+/** Then Node has its turn: timers, logins, sockets under TLS. */
+const LOOKS_PER_TURN = 4
+
+const EINTR = 4
+const EAGAIN = 11
+const ENOBUFS = 105
+
+/** Until a read is given back. One that is under way in another thread of the kernel's takes some. */
+const ATTEMPTS = 10_000
+
+/** Why not, where it cannot be. */
+export const open = (ffi: typeof Ffi): KernelSockets | string => {
+  /** By token: the name of a read or write. One's token becomes another's when no read of it is with the kernel. */
+  const sockets: Array<RingSocket> = []
+  const freeTokens: Array<number> = []
+  /** They go on, with what has been kept for them. */
+  let resumed: Array<RingSocket> = []
+  /** In which what is written may wait. */
+  let inTurn = false
+
+  const opened = Ring.open(ffi, (token, sent) => sockets[token]!.unsent(sent))
+  if (typeof opened === "string") return opened
+  const ring: Ring = opened
+
+  const submitUnlessInTurn = (): void => {
+    if (!inTurn) ring.submit()
+  }
+
+  class RingSocket implements KernelSocket {
+    readonly #token: number
+    readonly #fd: number
+    readonly #watcher: Watcher
+    /** A read is with the kernel. */
+    #reading = false
+    #paused = false
+    #left = false
+    /** What was read while it was paused. */
+    #kept: Buffer | null = null
+    /** The last read filled its buffer. */
+    #filled = false
+    /** Of its last write: the batch, its place there, and its bytes. */
+    #batch = -1
+    #place = 0
+    #offset = 0
+    #length = 0
+
+    constructor(token: number, fd: number, watcher: Watcher) {
+      this.#token = token
+      this.#fd = fd
+      this.#watcher = watcher
+    }
+
+    read(): void {
+      if (this.#reading || this.#paused || this.#left || this.#kept !== null) return
+      this.#reading = true
+      const { readLength } = this.#watcher
+      if (this.#filled) ring.read(this.#token, this.#fd, LONG, Math.min(readLength, LONG_LENGTH), true)
+      else ring.read(this.#token, this.#fd, SHORT, Math.min(readLength, SHORT_LENGTH), false)
+    }
+
+    /** Its read has ended. */
+    onRead(result: number, buffer: number): void {
+      this.#reading = false
+      if (this.#left) {
+        if (buffer !== -1) ring.release(buffer)
+        freeTokens.push(this.#token)
+        return
+      }
+      if (result > 0) {
+        const chunk = ring.chunkOf(buffer, result)
+        this.#filled = result >= SHORT_LENGTH
+        if (this.#paused) this.#kept = Buffer.from(chunk)
+        else this.#watcher.onRead(chunk)
+        ring.release(buffer)
+        return this.read()
+      }
+      if (buffer !== -1) ring.release(buffer)
+      // All buffers are filled with what is being dealt with.
+      if (result === -ENOBUFS || result === -EAGAIN || result === -EINTR) return this.read()
+      this.leave()
+      if (result === 0) this.#watcher.onEnd()
+      else this.#watcher.onError(getSystemErrorName(result))
+    }
+
+    pause(): void {
+      this.#paused = true
+    }
+
+    resume(): boolean {
+      if (!this.#paused) return true
+      this.#paused = false
+      if (this.#kept === null) this.read()
+      else {
+        resumed.push(this)
+        ring.nudge()
+      }
+      submitUnlessInTurn()
+      return true
+    }
+
+    goOn(): void {
+      const chunk = this.#kept
+      if (chunk === null || this.#paused || this.#left) return
+      this.#kept = null
+      this.#watcher.onRead(chunk)
+      this.read()
+    }
+
+    write(bytes: Uint8Array): void {
+      const { length } = bytes
+      if (this.#batch === ring.batch) {
+        const offset = ring.append(this.#place, this.#offset, this.#length, bytes)
+        if (offset !== -1) {
+          this.#offset = offset
+          this.#length += length
+          return
+        }
+        ring.submit()
+      }
+      const offset = bytes.buffer === ring.memory ? bytes.byteOffset : ring.copy(bytes)
+      if (offset === -1) return this.#watcher.onUnsent(bytes)
+      this.#place = ring.send(this.#token, this.#fd, offset, length)
+      this.#batch = ring.batch
+      this.#offset = offset
+      this.#length = length
+      submitUnlessInTurn()
+    }
+
+    unsent(sent: number): void {
+      this.#watcher.onUnsent(Buffer.from(ring.memory, this.#offset + sent, this.#length - sent))
+    }
+
+    flush(): void {
+      if (this.#batch === ring.batch) ring.submit()
+    }
+
+    leave(): void {
+      if (this.#left) return
+      this.flush()
+      this.#left = true
+      this.#kept = null
+      turns.remove()
+      if (!this.#reading) return void freeTokens.push(this.#token)
+      ring.cancelRead(this.#token)
+      submitUnlessInTurn()
+    }
+
+    giveUp(): Buffer | null {
+      const kept = this.#kept
+      this.leave()
+      for (let attempt = 0; this.#reading; attempt++) {
+        // In a turn the one that takes it back still waits.
+        ring.submit()
+        if (ring.nextOf(this.#token)) {
+          const chunk = ring.result > 0 ? Buffer.from(ring.chunkOf(ring.buffer, ring.result)) : null
+          this.onRead(ring.result, ring.buffer)
+          return chunk
+        }
+        if (attempt === ATTEMPTS) {
+          this.#watcher.onError("ECANCELED")
+          break
+        }
+      }
+      return kept
+    }
+  }
+
+  const goOn = (): void => {
+    const list = resumed
+    resumed = []
+    for (const socket of list) socket.goOn()
+  }
+
+  const turn = (): void => {
+    inTurn = true
+    try {
+      for (let look = 0; look < LOOKS_PER_TURN; look++) {
+        if (ring.queued > 0 || ring.pending) ring.submit()
+        let { count } = ring
+        if (count === 0) return
+        if (resumed.length > 0) goOn()
+        for (; count > 0; count--) {
+          ring.next()
+          if (ring.kind === READ) sockets[ring.token]!.onRead(ring.result, ring.buffer)
+        }
+      }
+    } finally {
+      if (ring.queued > 0) ring.submit()
+      inTurn = false
+    }
+  }
+
+  const inLoop = eachTurn(ffi, ring.fd, turn)
+  if (inLoop === null) return "libuv does not take an io_uring"
+  const turns: LoopTurns = inLoop
+  return {
+    name: "io_uring",
+    adopt: (fd, watcher) => {
+      const token = freeTokens.pop() ?? sockets.length
+      const socket = new RingSocket(token, fd, watcher)
+      sockets[token] = socket
+      turns.add()
+      socket.read()
+      submitUnlessInTurn()
+      return socket
+    }
+  }
+}
