@@ -21,7 +21,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "epoll",
-          include: sockets("protocol", "release", "sessionFaults"),
+          include: sockets("release", "sessionFaults"),
           exclude: [...elsewhere, ring],
           setupFiles: ["test/support/withoutRing.ts"]
         }
@@ -31,7 +31,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "streams",
-          include: sockets("sessionFaults", "tls", "transcript"),
+          include: sockets("sessionFaults", "transcript"),
           exclude: [...elsewhere, ring, kernel],
           execArgv
         }
