@@ -52,6 +52,40 @@ const turns = (count: number) =>
     for (let turn = 0; turn < count; turn++) await new Promise<void>((resolve) => setImmediate(resolve))
   })
 
+const until = (isSo: () => boolean) =>
+  Effect.promise(async () => {
+    while (!isSo()) await new Promise<void>((resolve) => setImmediate(resolve))
+  })
+
+/** More reads than there are buffers for: what anybody still looks at is not what it was. */
+const manyReads = Effect.gen(function* () {
+  const pairs = yield* Effect.forEach(Array.from({ length: 80 }), () => pair, { concurrency: 20 })
+  const transports = pairs.map(({ ours }) => accepted(ours))
+  return Effect.promise(async () => {
+    const heard = transports.map((transport) => {
+      return new Promise<void>((resolve) => void (transport.handler = handler(() => resolve())))
+    })
+    for (const { peer } of pairs) peer.write(Buffer.alloc(3000, "another's "))
+    await Promise.all(heard)
+  })
+})
+
+/** What another reader, who takes over now and reads when it is asked, has of it up to some length. */
+const takenByHandshake = (transport: Transport, received: string, length: number): (() => Promise<string>) => {
+  let socket: Net.Socket | undefined
+  const handshake: Handshake = (its) => void (socket = its)
+  transport.startTls(handshake, Buffer.from(received), () => {})
+  return () =>
+    new Promise((resolve) => {
+      let text = ""
+      socket!.on("data", (bytes: Buffer) => {
+        text += bytes.toString("latin1")
+        if (text.length >= length) resolve(text)
+      })
+      socket!.resume()
+    })
+}
+
 const descriptorOf = (socket: Net.Socket): number => (socket as unknown as { _handle: { fd: number } })._handle.fd
 
 describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
@@ -129,6 +163,38 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
     })
     server.close()
     assert.strictEqual(said, "at last\n")
+  })
+
+  it("hear one that goes on in a program where nothing else happens", async () => {
+    const server = Net.createServer((socket) =>
+      socket.write("first", () => socket.once("data", () => socket.write("second")))
+    )
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+    const { port } = server.address() as Net.AddressInfo
+    const module = JSON.stringify(new URL("../../src/net/SocketTransport.ts", import.meta.url).href)
+    const program = `
+      import * as Effect from "effect/Effect"
+      const { connect } = await import(${module})
+      const transport = await Effect.runPromise(connect({ host: "127.0.0.1", port: ${port} }))
+      const onData = (chunk) => {
+        console.log(chunk.toString())
+        transport.pause()
+        if (chunk.toString() === "second") return transport.destroy()
+        transport.write(Buffer.from("go on"))
+        // In the phase of timers: the loop sleeps next.
+        setTimeout(() => setTimeout(() => transport.resume(), 100), 100)
+      }
+      transport.handler = { onData, onDrain: () => {}, onClose: () => {} }`
+    const options = {
+      cwd: fileURLToPath(new URL("../..", import.meta.url)),
+      encoding: "utf8" as const,
+      timeout: 20_000
+    }
+    const said = await new Promise<string>((resolve) => {
+      execFile(execPath, ["--input-type=module", "--eval", program], options, (_, stdout) => resolve(stdout))
+    })
+    server.close()
+    assert.strictEqual(said, "first\nsecond\n")
   })
 
   it.live("tell nothing to one that another has destroyed in the same turn", () =>
@@ -319,6 +385,175 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
       })
       peer.write(" third")
       assert.strictEqual(yield* Effect.promise(() => taken), "first second third")
+    })
+  )
+
+  it.live("keep what was read for one that is paused, until it goes on or another reader does", () =>
+    Effect.gen(function* () {
+      const overwrite = yield* manyReads
+      const { ours, peer } = yield* pair
+      const transport = accepted(ours)
+      let heard = ""
+      transport.handler = handler((chunk) => void (heard += chunk.toString("latin1")))
+      yield* turns(2)
+      // A read is with the kernel.
+      transport.pause()
+      yield* sent(peer, "first ")
+      yield* overwrite
+      assert.strictEqual(heard, "")
+      transport.resume()
+      transport.pause()
+      yield* overwrite
+      assert.strictEqual(heard, "")
+      transport.resume()
+      yield* turns(2)
+      assert.strictEqual(heard, "first ")
+      transport.pause()
+      yield* sent(peer, "second ")
+      yield* overwrite
+      const taken = takenByHandshake(transport, "heard before ", 20)
+      yield* overwrite
+      assert.strictEqual(yield* Effect.promise(taken), "heard before second ")
+    })
+  )
+
+  it.live("write to each its own where more is written in one turn than the kernel is told of at once", () =>
+    Effect.gen(function* () {
+      const pairs = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
+      const transports = pairs.map(({ ours }) => accepted(ours))
+      const expected = pairs.map(() => "")
+      const write = (index: number, length: number): void => {
+        const text = `${index}:${length} `.repeat(length).slice(0, length)
+        expected[index] += text
+        transports[index]!.writeLent(Buffer.from(text))
+      }
+      const written = new Promise<void>((resolve) => {
+        transports[0]!.handler = handler(() => {
+          // Many short ones, then long ones; and behind what was written before last.
+          for (let index = 0; index < 560; index++) write(index, 20)
+          for (let index = 560; index < 600; index++) write(index, 20_000)
+          for (let index = 1; index < 600; index++) {
+            write(index, 2000 + (index % 7) * 300)
+            write(index - 1, 3000)
+          }
+          resolve()
+        })
+      })
+      const heard = pairs.map(({ peer }) => {
+        const chunks: Array<Buffer> = []
+        peer.on("data", (bytes: Buffer) => void chunks.push(bytes))
+        return () => Buffer.concat(chunks).toString("latin1")
+      })
+      pairs[0]!.peer.write("now")
+      yield* Effect.promise(() => written)
+      yield* until(() => heard.every((said, index) => said().length >= expected[index]!.length))
+      assert.deepStrictEqual(
+        heard.flatMap((said, index) => (said() === expected[index] ? [] : [index])),
+        []
+      )
+    })
+  )
+
+  it.live("leave a chunk as it is while it is heard, and until it is sent, though many others are read meanwhile", () =>
+    Effect.gen(function* () {
+      // As much as a short read takes: the next one is a long one, which begins at once.
+      const first = "first ".padEnd(16 * 1024)
+      const waiting = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
+      const heard = waiting.map(() => "")
+      const transports = waiting.map(({ ours }, index) => {
+        const transport = accepted(ours)
+        transport.handler = handler((chunk) => {
+          heard[index] += chunk.toString("latin1")
+          // It has no read with the kernel then.
+          if (heard[index]!.length >= first.length) transport.pause()
+        })
+        return transport
+      })
+      for (const { peer } of waiting) yield* sent(peer, first)
+      yield* until(() => heard.every((text) => text.length === first.length))
+      for (const [index, { peer }] of waiting.entries()) yield* sent(peer, `for ${index} alone`)
+      const [resuming, lending, flushing, sink] = [yield* pair, yield* pair, yield* pair, yield* pair]
+      const [resumer, lender, flusher, to] = [resuming, lending, flushing, sink].map(({ ours }) => accepted(ours))
+      let lengthOfFirsts = 0
+      for (const transport of [lender!, flusher!]) {
+        transport.handler = handler((chunk) => void (lengthOfFirsts += chunk.length))
+      }
+      yield* sent(lending.peer, first)
+      yield* sent(flushing.peer, first)
+      yield* until(() => lengthOfFirsts === 2 * first.length)
+      yield* turns(2)
+      let stays = false
+      resumer!.handler = handler(() => transports.slice(0, 10).forEach((transport) => transport.resume()))
+      lender!.handler = handler((chunk) => void to!.writeLent(chunk))
+      flusher!.handler = handler((chunk) => {
+        for (const transport of transports) transport.resume()
+        const before = chunk.toString("latin1")
+        to!.write(Buffer.from("and "))
+        stays = to!.flushed && chunk.toString("latin1") === before
+        to!.writeLent(chunk)
+      })
+      let received = ""
+      sink.peer.on("data", (bytes: Buffer) => void (received += bytes.toString("latin1")))
+      resuming.peer.write("x")
+      lending.peer.write("lent by one ")
+      flushing.peer.write("lent by another")
+      yield* until(() => received.length >= 31 && heard.every((text) => text.length > first.length))
+      assert.strictEqual(received, "lent by one and lent by another")
+      assert.isTrue(stays)
+      assert.deepStrictEqual(
+        heard.filter((text, index) => text !== `${first}for ${index} alone`).map((text) => text.trim()),
+        []
+      )
+    })
+  )
+
+  it.live("go on to read, however many leave between what was read for them and its being told", () =>
+    Effect.gen(function* () {
+      const overwrite = yield* manyReads
+      for (let round = 0; round < 3; round++) {
+        const leaving = yield* Effect.forEach(Array.from({ length: 60 }), () => pair, { concurrency: 20 })
+        const transports = leaving.map(({ ours }) => accepted(ours))
+        yield* turns(2)
+        let told = 0
+        for (const transport of transports) {
+          transport.handler = handler(() => {
+            told++
+            for (const other of transports) other.destroy()
+          })
+        }
+        for (const { peer } of leaving) peer.write("x")
+        yield* until(() => told > 0)
+        yield* turns(2)
+        assert.strictEqual(told, 1)
+        const handed = yield* Effect.forEach(Array.from({ length: 60 }), () => pair, { concurrency: 20 })
+        const others = handed.map(({ ours }) => accepted(ours))
+        yield* turns(2)
+        for (const [index, { peer }] of handed.entries()) peer.write(`for ${index}`)
+        const taken = others.map((transport, index) => takenByHandshake(transport, "", `for ${index}`.length))
+        yield* overwrite
+        assert.deepStrictEqual(
+          yield* Effect.promise(() => Promise.all(taken.map((take) => take()))),
+          handed.map((_, index) => `for ${index}`)
+        )
+      }
+    })
+  )
+
+  it.live("read much at once where there is much, and no more than 64 kB of a client", () =>
+    Effect.gen(function* () {
+      const { ours, peer } = yield* pair
+      const transport = accepted(ours)
+      transport.pause()
+      let [total, longest] = [0, 0]
+      transport.handler = handler((chunk) => {
+        total += chunk.length
+        longest = Math.max(longest, chunk.length)
+      })
+      peer.write(Buffer.alloc(2_000_000))
+      yield* turns(3)
+      transport.resume()
+      yield* until(() => total === 2_000_000)
+      assert.strictEqual(longest, 64 * 1024)
     })
   )
 
