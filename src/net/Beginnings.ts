@@ -4,7 +4,7 @@
  */
 
 /** Of shorter ones the view is kept, which takes 100 bytes. */
-const KEPT_LENGTH = 2048
+const KEPT_LENGTH = 1024
 
 export class Beginnings {
   readonly #buffer: Buffer

@@ -9,6 +9,8 @@
 export interface Watcher {
   /** Bytes that one read takes at most; no more than MAX_READ_LENGTH. */
   readonly readLength: number
+  /** Its descriptor is closed, and may be another's. */
+  readonly gone: boolean
   /** Valid during the call. */
   onRead(chunk: Buffer): void
   /** The end of what was written, which the kernel does not take now. Told before anything else. Valid during the call. */
@@ -19,7 +21,7 @@ export interface Watcher {
   onError(code: string): void
 }
 
-/** One that is read from the moment on in which it is adopted. Its descriptor must be open in all calls but `leave`. */
+/** One that is read from the moment on in which it is adopted, until it is left. Nothing is written to one whose watcher is gone. */
 export interface KernelSocket {
   /** Nothing is read, until it is resumed. */
   pause(): void

@@ -6,10 +6,11 @@
  * `release` and the submission after it: whatever is to be written from there lies there until it is sent. All else that is to be
  * written is copied, and lies in a memory of its own until the next submission.
  *
- * The kernel does all of it in our thread, within a call of ours: nothing here changes while JavaScript runs, but the flags.
+ * The kernel does all of it in our thread, whenever that comes back from the kernel, be it from an interrupt: what has completed
+ * becomes more at any moment, and nothing else changes while JavaScript runs.
  */
 import type * as Ffi from "node:ffi"
-import { endianness } from "node:os"
+import { endianness, release } from "node:os"
 import { getSystemErrorName } from "node:util"
 import { Beginnings } from "./Beginnings.ts"
 import { nativeMemory, type NativeMemory } from "./NativeMemory.ts"
@@ -56,7 +57,7 @@ const COMPLETIONS = 4096
 
 /** Most of what is read is short. Each is read in another page of memory, and the fewer these are, the more are in the cache. */
 export const SHORT_LENGTH = 16 * 1024
-const SHORTS = 64
+const SHORTS = 128
 export const LONG_LENGTH = 256 * 1024
 const LONGS = 8
 const COPIES_AT = SHORTS * SHORT_LENGTH + LONGS * LONG_LENGTH
@@ -148,6 +149,11 @@ interface Parts {
 /** Why not, where it cannot be. */
 const setUp = (ffi: typeof Ffi): Parts | string => {
   if (endianness() !== "LE") return "big-endian"
+  const [major = 0, minor = 0] = release()
+    .split(".")
+    .map((part) => Number.parseInt(part))
+  // Before, a write that was taken in part could be told as one that was not taken: bytes were doubled.
+  if (major < 6 || (major === 6 && minor < 1)) return `Linux ${major}.${minor} is older than 6.1`
   const { functions } = ffi.dlopen(null, settingUp)
   const { syscall, mmap, close } = functions
   const errorAddress = functions.__errno_location()
@@ -156,7 +162,7 @@ const setUp = (ffi: typeof Ffi): Parts | string => {
   const { address: at, words } = nativeMemory(ffi, 120)
   words[1] = COMPLETIONS
   words[2] = SETUP_CQSIZE | SETUP_SUBMIT_ALL | SETUP_COOP_TASKRUN | SETUP_TASKRUN_FLAG
-  // Linux before 5.19, or forbidden: by a container's rules, or by kernel.io_uring_disabled.
+  // Forbidden: by a container's rules, or by kernel.io_uring_disabled.
   const fd = Number(syscall(SYS_SETUP, BigInt(SUBMISSIONS), at, 0n, 0n))
   if (fd === -1) return getSystemErrorName(-readError())
   const refuse = (why: string): string => {
@@ -191,6 +197,7 @@ const setUp = (ffi: typeof Ffi): Parts | string => {
   const long = buffersOf(LONG, LONGS)
   if (short === null || long === null) return refuse(`no rings of buffers: ${getSystemErrorName(-readError())}`)
   const enter = ffi.dlopen(null, entering).functions.syscall
+  if (enter(SYS_ENTER, fd, 0, 0, 0, 0n) === -1) return refuse(`no entering: ${getSystemErrorName(-readError())}`)
   return { fd, enter, readError, queues, submissions, completions, entries, memory, short, long }
 }
 
@@ -224,6 +231,9 @@ export class Ring {
   /** Buffers that nobody looks at any more, but from which something may have to be sent. */
   readonly #released: Array<number> = Array.from({ length: SHORTS + LONGS }, () => 0)
   #releasedCount = 0
+  /** Completions that were taken out, of four words each, for others that there was no room for; and how many words are dealt with. */
+  #spilled: Array<number> = []
+  #spilledAt = 0
 
   constructor(parts: Parts, onUnsent: OnUnsent) {
     const { buffer } = parts.memory
@@ -348,9 +358,7 @@ export class Ring {
     this.#queues[submissions.tail] = this.#sqTail
     let left = this.queued
     for (let attempt = 1; ; attempt++) {
-      // Completions that found no room have to be asked for.
-      const flags = (this.#flags & SQ_CQ_OVERFLOW) === 0 ? 0 : ENTER_GETEVENTS
-      const taken = enter(SYS_ENTER, this.fd, left, 0, flags, 0n)
+      const taken = enter(SYS_ENTER, this.fd, left, 0, 0, 0n)
       if (taken > 0) left -= taken
       if (left === 0 && taken !== -1) break
       if (taken <= 0) this.#mayTryAgain(attempt)
@@ -358,6 +366,12 @@ export class Ring {
     this.queued = 0
     this.batch++
     this.#tellUnsent()
+    // What found no room may be of a write, and no other write may go before that is told.
+    while ((this.#flags & SQ_CQ_OVERFLOW) !== 0) {
+      this.#spill()
+      enter(SYS_ENTER, this.fd, 0, 0, ENTER_GETEVENTS, 0n)
+      this.#tellUnsent()
+    }
     this.#copiesAt = this.#from + COPIES_AT
     if (this.#releasedCount === 0) return
     for (let index = 0; index < this.#releasedCount; index++) this.#give(this.#released[index]!)
@@ -382,36 +396,70 @@ export class Ring {
     }
   }
 
+  /** Makes room for those that found none. */
+  #spill(): void {
+    const { head, entries } = this.#parts.completions
+    const queues = this.#queues
+    for (; this.#cqHead !== this.#searched; this.#cqHead = (this.#cqHead + 1) | 0) {
+      const at = entries + (this.#cqHead & (COMPLETIONS - 1)) * CQE_WORDS
+      this.#spilled.push(queues[at]!, queues[at + 1]!, queues[at + 2]!, queues[at + 3]!)
+    }
+    queues[head] = this.#cqHead
+  }
+
   /** How many completions there are. */
   get count(): number {
-    return (this.#queues[this.#parts.completions.tail]! - this.#cqHead) | 0
+    const inQueue = (this.#queues[this.#parts.completions.tail]! - this.#cqHead) | 0
+    return inQueue + (this.#spilled.length - this.#spilledAt) / CQE_WORDS
   }
 
   /** Goes on to the next completion; there must be one. */
   next(): void {
+    if (this.#spilledAt < this.#spilled.length) return this.#nextSpilled()
     const { head, entries } = this.#parts.completions
     const queues = this.#queues
     const at = entries + (this.#cqHead & (COMPLETIONS - 1)) * CQE_WORDS
     this.token = queues[at]!
     this.kind = queues[at + 1]! as Kind
-    this.result = queues[at + 2]!
-    const flags = queues[at + 3]!
-    this.buffer = (flags & CQE_BUFFER) === 0 ? -1 : flags >>> 16
+    this.#take(queues[at + 2]!, queues[at + 3]!)
     this.#cqHead = (this.#cqHead + 1) | 0
     queues[head] = this.#cqHead
   }
 
+  #nextSpilled(): void {
+    const spilled = this.#spilled
+    const at = this.#spilledAt
+    this.token = spilled[at]!
+    this.kind = spilled[at + 1]! as Kind
+    this.#take(spilled[at + 2]!, spilled[at + 3]!)
+    this.#spilledAt = at + CQE_WORDS
+    if (this.#spilledAt < spilled.length) return
+    this.#spilled = []
+    this.#spilledAt = 0
+  }
+
+  #take(result: number, flags: number): void {
+    this.result = result
+    this.buffer = (flags & CQE_BUFFER) === 0 ? -1 : flags >>> 16
+  }
+
   /** Goes on to a read's completion before its turn, after which there will be nothing. Whether there was one. */
   nextOf(token: number): boolean {
-    const { entries } = this.#parts.completions
+    const spilled = this.#spilled
+    for (let at = this.#spilledAt; at < spilled.length; at += CQE_WORDS) {
+      if (spilled[at] !== token || spilled[at + 1] !== READ) continue
+      spilled[at + 1] = NOTHING
+      this.#take(spilled[at + 2]!, spilled[at + 3]!)
+      return true
+    }
+    const { entries, tail } = this.#parts.completions
     const queues = this.#queues
-    for (let index = 0; index < this.count; index++) {
+    const count = (queues[tail]! - this.#cqHead) | 0
+    for (let index = 0; index < count; index++) {
       const at = entries + ((this.#cqHead + index) & (COMPLETIONS - 1)) * CQE_WORDS
       if (queues[at] !== token || queues[at + 1] !== READ) continue
       queues[at + 1] = NOTHING
-      this.result = queues[at + 2]!
-      const flags = queues[at + 3]!
-      this.buffer = (flags & CQE_BUFFER) === 0 ? -1 : flags >>> 16
+      this.#take(queues[at + 2]!, queues[at + 3]!)
       return true
     }
     return false

@@ -28,8 +28,13 @@ const ATTEMPTS = 10_000
 /** Why not, where it cannot be. */
 export const open = (ffi: typeof Ffi): KernelSockets | string => {
   /** By token: the name of a read or write. One's token becomes another's when no read of it is with the kernel. */
-  const sockets: Array<RingSocket> = []
+  const sockets: Array<RingSocket | null> = []
   const freeTokens: Array<number> = []
+  const free = (token: number): void => {
+    // Or a session that is over would be held until another has its token.
+    sockets[token] = null
+    freeTokens.push(token)
+  }
   /** They go on, with what has been kept for them. */
   let resumed: Array<RingSocket> = []
   /** In which what is written may wait. */
@@ -51,8 +56,12 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     #reading = false
     #paused = false
     #left = false
-    /** What was read while it was paused. */
-    #kept: Buffer | null = null
+    /** What was read while it was paused: a chunk, or its end, as `onRead` has it. */
+    #kept: Buffer | number | null = null
+    /** Of the read that is with the kernel, or about to be. */
+    #readBatch = -1
+    /** Its last write was not sent as a whole. */
+    #short = false
     /** The last read filled its buffer. */
     #filled = false
     /** Of its last write: the batch, its place there, and its bytes. */
@@ -68,8 +77,9 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
 
     read(): void {
-      if (this.#reading || this.#paused || this.#left || this.#kept !== null) return
+      if (this.#reading || this.#paused || this.#left || this.#kept !== null || this.#watcher.gone) return
       this.#reading = true
+      this.#readBatch = ring.batch
       const { readLength } = this.#watcher
       if (this.#filled) ring.read(this.#token, this.#fd, LONG, Math.min(readLength, LONG_LENGTH), true)
       else ring.read(this.#token, this.#fd, SHORT, Math.min(readLength, SHORT_LENGTH), false)
@@ -80,8 +90,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       this.#reading = false
       if (this.#left) {
         if (buffer !== -1) ring.release(buffer)
-        freeTokens.push(this.#token)
-        return
+        return free(this.#token)
       }
       if (result > 0) {
         const chunk = ring.chunkOf(buffer, result)
@@ -94,6 +103,11 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       if (buffer !== -1) ring.release(buffer)
       // All buffers are filled with what is being dealt with.
       if (result === -ENOBUFS || result === -EAGAIN || result === -EINTR) return this.read()
+      if (this.#paused) this.#kept = result
+      else this.#finish(result)
+    }
+
+    #finish(result: number): void {
       this.leave()
       if (result === 0) this.#watcher.onEnd()
       else this.#watcher.onError(getSystemErrorName(result))
@@ -116,10 +130,11 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
 
     goOn(): void {
-      const chunk = this.#kept
-      if (chunk === null || this.#paused || this.#left) return
+      const kept = this.#kept
+      if (kept === null || this.#paused || this.#left) return
       this.#kept = null
-      this.#watcher.onRead(chunk)
+      if (typeof kept === "number") return this.#finish(kept)
+      this.#watcher.onRead(kept)
       this.read()
     }
 
@@ -132,7 +147,10 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
           this.#length += length
           return
         }
+        this.#short = false
         ring.submit()
+        // Behind what the stream has been left with.
+        if (this.#short) return this.#watcher.onUnsent(bytes)
       }
       const offset = bytes.buffer === ring.memory ? bytes.byteOffset : ring.copy(bytes)
       if (offset === -1) return this.#watcher.onUnsent(bytes)
@@ -144,6 +162,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
 
     unsent(sent: number): void {
+      this.#short = true
       this.#watcher.onUnsent(Buffer.from(ring.memory, this.#offset + sent, this.#length - sent))
     }
 
@@ -154,10 +173,12 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     leave(): void {
       if (this.#left) return
       this.flush()
+      // It names a descriptor that may be closed next, and another's.
+      if (this.#reading && this.#readBatch === ring.batch) ring.submit()
       this.#left = true
       this.#kept = null
       turns.remove()
-      if (!this.#reading) return void freeTokens.push(this.#token)
+      if (!this.#reading) return free(this.#token)
       ring.cancelRead(this.#token)
       submitUnlessInTurn()
     }
@@ -178,7 +199,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
           break
         }
       }
-      return kept
+      // Who reads next meets an end again.
+      return typeof kept === "number" ? null : kept
     }
   }
 

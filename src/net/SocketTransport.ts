@@ -98,6 +98,10 @@ class SocketTransport implements Transport, Watcher {
     return this.#over
   }
 
+  get gone(): boolean {
+    return this.#socket.destroyed
+  }
+
   /**
    * From now on it is read past the stream, which must not have been read. False where that cannot be. What does not succeed at
    * once is left to the stream.

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { execFile } from "node:child_process"
+import { execFile, spawn, spawnSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs"
 import * as Net from "node:net"
@@ -8,6 +8,8 @@ import { platform, tmpdir } from "node:os"
 import { join } from "node:path"
 import { execPath, nextTick } from "node:process"
 import { fileURLToPath } from "node:url"
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
 import { Worker } from "node:worker_threads"
 import { accountOfSockets, kernelSockets } from "../../src/net/KernelSockets.ts"
 import { accepted } from "../../src/net/SocketTransport.ts"
@@ -261,6 +263,52 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
       transport.destroy()
       yield* turns(3)
       assert.strictEqual(heard.join(""), "first second third ")
+    })
+  )
+
+  it.live("keep from one that is paused its peer's end, too, which comes behind all that was said", () =>
+    Effect.gen(function* () {
+      const { ours, peer } = yield* pair
+      const transport = accepted(ours)
+      const heard: Array<string> = []
+      const ended = new Promise<void>((resolve) => {
+        transport.handler = {
+          onData: (chunk) => void heard.push(chunk.toString("latin1")),
+          onDrain: () => {},
+          onClose: (reason) => {
+            heard.push(`closed: ${reason}`)
+            resolve()
+          }
+        }
+      })
+      yield* turns(2)
+      transport.pause()
+      peer.end("last words")
+      yield* turns(5)
+      assert.deepStrictEqual(heard, [])
+      transport.resume()
+      yield* Effect.promise(() => ended)
+      assert.deepStrictEqual(heard, ["last words", "closed: null"])
+      const silent = yield* pair
+      const other = accepted(silent.ours)
+      let isOver = false
+      const over = new Promise<void>((resolve) => {
+        other.handler = {
+          ...other.handler,
+          onClose: () => {
+            isOver = true
+            resolve()
+          }
+        }
+      })
+      yield* turns(2)
+      other.pause()
+      silent.peer.end()
+      yield* Effect.promise(() => new Promise((resolve) => silent.peer.once("finish", resolve)))
+      yield* turns(5)
+      assert.isFalse(isOver)
+      other.resume()
+      yield* Effect.promise(() => over)
     })
   )
 
@@ -554,6 +602,127 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
       transport.resume()
       yield* until(() => total === 2_000_000)
       assert.strictEqual(longest, 64 * 1024)
+    })
+  )
+
+  it.live("write in its order to a peer that reads meanwhile, of which the kernel takes a part", () =>
+    Effect.gen(function* () {
+      const { ours: clock, peer: starts } = yield* pair
+      const turning = accepted(clock)
+      const server = Net.createServer({ pauseOnConnect: true })
+      yield* Effect.promise(() => new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve)))
+      const { port } = server.address() as Net.AddressInfo
+      const program = `
+        let [rest, next] = [Buffer.alloc(0), 0]
+        const socket = require("node:net").connect(${port}, "127.0.0.1")
+        socket.on("data", (chunk) => {
+          const bytes = Buffer.concat([rest, chunk])
+          let at = 0
+          for (; bytes.length - at >= 4; at += 4) if (bytes.readUInt32BE(at) !== next++) {
+            console.log("wanted " + (next - 1) + ", got " + bytes.readUInt32BE(at))
+            process.exit()
+          }
+          rest = bytes.subarray(at)
+        })
+        socket.on("close", () => console.log("all " + next))`
+      const said = new Promise<string>((resolve) => {
+        execFile(execPath, ["--eval", program], { encoding: "utf8" }, (_, stdout) => resolve(stdout))
+      })
+      const socket = yield* Effect.promise(
+        () => new Promise<Net.Socket>((resolve) => server.once("connection", resolve))
+      )
+      const transport = accepted(socket)
+      let word = 0
+      const words = (count: number): Buffer => {
+        const bytes = Buffer.alloc(count * 4)
+        for (let index = 0; index < count; index++) bytes.writeUInt32BE(word++, index * 4)
+        return bytes
+      }
+      const goOn = (): void => void (word < 20_000_000 && !transport.closed ? starts.write("x") : transport.end())
+      // In a turn, where a second write has the first one sent.
+      turning.handler = handler(() => {
+        const lengths = [10_000, 10_000, 2000, 15_000, 15_000, 3000]
+        for (let write = 0; write < 12; write++) if (!transport.write(words(lengths[write % 6]!))) return
+        goOn()
+      })
+      transport.handler = { onData: () => {}, onDrain: goOn, onClose: () => {} }
+      goOn()
+      const account = yield* Effect.promise(() => said)
+      socket.destroy()
+      server.close()
+      assert.strictEqual(account, `all ${word}\n`)
+    })
+  )
+
+  it.live("hold nothing of one that is over", () =>
+    Effect.gen(function* () {
+      setFlagsFromString("--expose-gc")
+      const collect = runInNewContext("gc") as () => void
+      const over = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const { ours, peer } = yield* pair
+          const transport = accepted(ours)
+          transport.handler = handler(() => {})
+          const owner = new WeakRef(transport.handler)
+          yield* sent(peer, "x")
+          yield* turns(2)
+          transport.destroy()
+          return owner
+        })
+      )
+      for (let turn = 0; turn < 100 && over.deref() !== undefined; turn++) {
+        yield* turns(1)
+        collect()
+      }
+      assert.isUndefined(over.deref())
+    })
+  )
+
+  it.live("read nothing of who gets the number of a descriptor in the turn in which its owner is destroyed", () =>
+    Effect.gen(function* () {
+      const [former, other] = [yield* pair, yield* pair]
+      const transport = accepted(former.ours)
+      const destroying = accepted(other.ours)
+      const number = descriptorOf(former.ours)
+      yield* turns(2)
+      const said = new Promise<readonly [number: number, text: string]>((resolve) => {
+        destroying.handler = handler(() => {
+          // It was read before in this turn, and is about to be read again.
+          transport.destroy()
+          const child = spawn("echo", ["a child's words"], { stdio: ["ignore", "pipe", "ignore"] })
+          const pipe = descriptorOf(child.stdout as Net.Socket)
+          let text = ""
+          child.stdout.on("data", (bytes: Buffer) => void (text += bytes.toString("latin1")))
+          child.on("close", () => resolve([pipe, text]))
+          // Until it has said them: the next turn is too late.
+          spawnSync(execPath, ["--eval", "0"])
+        })
+      })
+      former.peer.write("x")
+      other.peer.write("x")
+      assert.deepStrictEqual(yield* Effect.promise(() => said), [number, "a child's words\n"])
+    })
+  )
+
+  it.live("read nothing of who has got the number of a descriptor that Node has closed, before its owner is told", () =>
+    Effect.gen(function* () {
+      const former = yield* pair
+      accepted(former.ours)
+      const number = descriptorOf(former.ours)
+      yield* turns(2)
+      former.ours.removeAllListeners("close").destroy()
+      const placeholder = openSync("/dev/null", "r")
+      const { ours, peer } = yield* pairWhile(() => closeSync(placeholder))
+      assert.strictEqual(descriptorOf(ours), number)
+      const successor = accepted(ours)
+      let heard = ""
+      successor.handler = handler((chunk) => void (heard += chunk.toString("latin1")))
+      yield* turns(2)
+      yield* sent(former.peer, "the former's last words")
+      yield* turns(2)
+      yield* sent(peer, "the successor's words")
+      yield* turns(5)
+      assert.strictEqual(heard, "the successor's words")
     })
   )
 
