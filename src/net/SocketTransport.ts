@@ -13,7 +13,7 @@ import type { Handshake } from "./Tls.ts"
 import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
 
 /**
- * Bytes that one read takes at most. All sockets of a kind share one such buffer; not so under TLS, where Node gives each chunk
+ * Bytes that one read takes at most. All sockets of a kind share such buffers; not so under TLS, where Node gives each chunk
  * memory of its own. Of a client no more than this is ever taken unasked. A server's long rows cost a quarter less in larger pieces
  * (rows of 1 MB: 0.56 of what a client has directly become 0.77), and there are never more than MaxOpen of them.
  */
