@@ -173,7 +173,6 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
   if (inLoop === null) return "libuv does not take an epoll"
   const turns: LoopTurns = inLoop
   return {
-    name: "epoll",
     adopt: (fd, watcher) => {
       const socket = new EpollSocket(fd, watcher)
       return socket.resume() ? socket : null

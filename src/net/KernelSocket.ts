@@ -38,7 +38,6 @@ export interface KernelSocket {
 }
 
 export interface KernelSockets {
-  readonly name: "io_uring" | "epoll"
   /** Null where the kernel does not want to. */
   readonly adopt: (fd: number, watcher: Watcher) => KernelSocket | null
 }

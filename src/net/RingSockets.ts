@@ -233,7 +233,6 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
   if (inLoop === null) return "libuv does not take an io_uring"
   const turns: LoopTurns = inLoop
   return {
-    name: "io_uring",
     adopt: (fd, watcher) => {
       const token = freeTokens.pop() ?? sockets.length
       const socket = new RingSocket(token, fd, watcher)
