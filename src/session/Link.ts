@@ -30,7 +30,7 @@ export class Link implements Lease {
   /** Between two transactions of a client that keeps its connection. */
   resting = false
   ended = false
-  /** The client's end of the stream is gone. */
+  /** The client's end of the stream is gone, or it has said goodbye with nothing leased. */
   clientGone = false
   /** The client does not take what it is sent. */
   clientStalled = false

@@ -216,10 +216,17 @@ export class Relay implements TransportHandler, PoolClient {
     while (this.#isParked()) {
       const wish = this.#parkedClient.advance()
       if (wish === "nothing") return
-      if (wish !== "lease") return this.#end(wish === "leave" ? null : wish)
+      if (wish === "leave") return this.#saysGoodbye()
+      if (wish !== "lease") return this.#end(wish)
       const fault = this.#acquire()
       if (fault !== null) this.#refuse(fault)
     }
+  }
+
+  /** Without a lease, as most do: it is owed nothing. */
+  #saysGoodbye(): void {
+    this.#link.clientGone = true
+    this.#end(null)
   }
 
   /** Nothing is leased, waited for or asked. */

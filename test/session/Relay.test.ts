@@ -194,6 +194,18 @@ describe("a client that says goodbye and goes", () => {
     return { perseus, client }
   })
 
+  it.effect("with nothing asked is not waited for", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings })
+      const client = yield* perseus.logIn("red")
+      // It would not answer an end.
+      client.memory.transport.pause()
+      client.send(terminate)
+      yield* perseus.settle
+      assert.strictEqual(perseus.network.openTransports().accepted, 0)
+    })
+  )
+
   it.effect("without having read has all that it asked run to its end, and holds nothing any more", () =>
     Effect.gen(function* () {
       const { perseus, client } = yield* stalled()
