@@ -9,7 +9,16 @@ import type * as Ffi from "node:ffi"
 import { arch } from "node:os"
 import { getSystemErrorName } from "node:util"
 import { Beginnings } from "./Beginnings.ts"
-import { MAX_READ_LENGTH, type KernelSocket, type KernelSockets, type Watcher } from "./KernelSocket.ts"
+import { descriptors } from "./Descriptors.ts"
+import {
+  ACCEPT_PAUSE_MS,
+  ACCEPTED_AT_ONCE,
+  MAX_READ_LENGTH,
+  type KernelSocket,
+  type KernelSockets,
+  type OnAccepted,
+  type Watcher
+} from "./KernelSocket.ts"
 import { eachTurn, type LoopTurns } from "./LoopTurns.ts"
 import { nativeMemory } from "./NativeMemory.ts"
 
@@ -28,6 +37,7 @@ const EVENT_LAYOUT: Readonly<Record<string, { readonly words: number; readonly f
 }
 const EINTR = 4
 const EAGAIN = 11
+const ECONNABORTED = 103
 
 const EVENTS_PER_LOOK = 64
 /** Then Node has its turn: timers, logins, sockets under TLS. */
@@ -62,6 +72,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
   const reading = nativeMemory(ffi, 16)
   const writing = nativeMemory(ffi, 16)
   const errorAddress = functions.__errno_location()
+  const { accept, close, listener: listenerOf, peerOf } = descriptors(ffi)
   const readAddress = Number(readBuffer.address)
   const writeAddress = Number(writeBuffer.address)
   const readMemory = readBuffer.buffer.buffer
@@ -90,38 +101,49 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
   const transfer = (which: typeof RECEIVE | typeof TRANSMIT, fd: number): number => transfers[which](fd)
 
   /** By descriptor; null where it is not read. */
-  const sockets: Array<EpollSocket | null> = []
+  const watched: Array<EpollSocket | EpollListener | null> = []
+
+  const watch = (fd: number, by: EpollSocket | EpollListener): boolean => {
+    if (watched[fd] === by) return true
+    change.words.fill(0)
+    change.words[0] = EPOLLIN
+    change.words[fdAt] = fd
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, change.address) === -1) return false
+    while (watched.length <= fd) watched.push(null)
+    // One whose descriptor Node has closed, and who has not heard of it yet, is not watched any more.
+    if (watched[fd] === null) turns.add()
+    watched[fd] = by
+    return true
+  }
+
+  const unwatch = (fd: number, by: EpollSocket | EpollListener): void => {
+    // A descriptor that Node has closed may be another socket's by now.
+    if (watched[fd] !== by) return
+    watched[fd] = null
+    turns.remove()
+    epoll_ctl(epoll, EPOLL_CTL_DEL, fd, change.address)
+  }
 
   class EpollSocket implements KernelSocket {
-    readonly #fd: number
+    readonly fd: number
     readonly #watcher: Watcher
 
     constructor(fd: number, watcher: Watcher) {
-      this.#fd = fd
+      this.fd = fd
       this.#watcher = watcher
     }
 
     resume(): boolean {
-      const fd = this.#fd
-      if (sockets[fd] === this) return true
-      change.words.fill(0)
-      change.words[0] = EPOLLIN
-      change.words[fdAt] = fd
-      if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, change.address) === -1) return false
-      while (sockets.length <= fd) sockets.push(null)
-      // One whose descriptor Node has closed, and who has not heard of it yet, is not watched any more.
-      if (sockets[fd] === null) turns.add()
-      sockets[fd] = this
-      return true
+      return watch(this.fd, this)
     }
 
     pause(): void {
-      const fd = this.#fd
-      // A descriptor that Node has closed may be another socket's by now.
-      if (sockets[fd] !== this) return
-      sockets[fd] = null
-      turns.remove()
-      epoll_ctl(epoll, EPOLL_CTL_DEL, fd, change.address)
+      unwatch(this.fd, this)
+    }
+
+    close(): void {
+      this.pause()
+      close(this.fd)
     }
 
     leave(): void {
@@ -142,14 +164,14 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
         writeBuffer.buffer.set(bytes)
         pointTo(writing.words, writeAddress, length)
       } else return this.#watcher.onUnsent(bytes)
-      const written = transfer(TRANSMIT, this.#fd)
+      const written = transfer(TRANSMIT, this.fd)
       if (written !== length) this.#watcher.onUnsent(written > 0 ? bytes.subarray(written) : bytes)
     }
 
     read(): void {
       const watcher = this.#watcher
       pointTo(reading.words, readAddress, watcher.readLength)
-      const length = transfer(RECEIVE, this.#fd)
+      const length = transfer(RECEIVE, this.fd)
       if (length > 0) return watcher.onRead(chunks.of(length))
       // Should a collection of garbage have come between and changed it: what comes next on this socket is its end.
       const error = length === 0 ? 0 : ffi.getInt32(errorAddress)
@@ -160,12 +182,53 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
   }
 
+  class EpollListener {
+    readonly #fd: number
+    readonly #onAccepted: OnAccepted
+    #pausing: NodeJS.Timeout | undefined
+    #stopped = false
+
+    constructor(fd: number, onAccepted: OnAccepted) {
+      this.#fd = fd
+      this.#onAccepted = onAccepted
+    }
+
+    /** Whether the kernel wants to. */
+    accept(): boolean {
+      return watch(this.#fd, this)
+    }
+
+    read(): void {
+      for (let count = 0; count < ACCEPTED_AT_ONCE && watched[this.#fd] === this; count++) {
+        const fd = accept(this.#fd)
+        if (fd === -1) return this.#pauseUnless(ffi.getInt32(errorAddress))
+        const peer = peerOf(fd)
+        if (peer === null) close(fd)
+        else this.#onAccepted(fd, peer)
+      }
+    }
+
+    #pauseUnless(error: number): void {
+      if (error === EAGAIN || error === EINTR || error === ECONNABORTED) return
+      unwatch(this.#fd, this)
+      this.#pausing = setTimeout(() => this.accept(), ACCEPT_PAUSE_MS)
+    }
+
+    readonly stop = (): void => {
+      if (this.#stopped) return
+      this.#stopped = true
+      clearTimeout(this.#pausing)
+      unwatch(this.#fd, this)
+      close(this.#fd)
+    }
+  }
+
   const turn = (): void => {
     for (let look = 0; look < LOOKS_PER_TURN; look++) {
       const count = epoll_wait(epoll, events.address, EVENTS_PER_LOOK, 0)
       if (count <= 0) return
       // One may have been paused by another that was read in the same look.
-      for (let event = 0; event < count; event++) sockets[events.words[event * words + fdAt]!]?.read()
+      for (let event = 0; event < count; event++) watched[events.words[event * words + fdAt]!]?.read()
     }
   }
 
@@ -176,6 +239,14 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     adopt: (fd, watcher) => {
       const socket = new EpollSocket(fd, watcher)
       return socket.resume() ? socket : null
+    },
+    accept: (fd, onAccepted) => {
+      const own = listenerOf(fd)
+      if (own === -1) return null
+      const listener = new EpollListener(own, onAccepted)
+      if (listener.accept()) return listener.stop
+      close(own)
+      return null
     }
   }
 }

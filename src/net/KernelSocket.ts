@@ -1,9 +1,10 @@
 /**
  * A connected socket as the kernel's own calls have it, past Node's stream of it: what EpollSockets and RingSockets both are.
  *
- * Opens, closes and owns no socket and decides nothing about one: the `net.Socket` whose descriptor it is does. An end, and what
- * the kernel does not take at once, are left to that socket, which deals with them in Node's way.
+ * Decides nothing about one, and closes its descriptor only where it is told to: that is its watcher's, or a `net.Socket`'s of
+ * which the watcher knows. What the kernel does not take at once is left to the watcher, too.
  */
+import type { Peer } from "./Descriptors.ts"
 
 /** Who is told of what a socket has. Called in the event loop; must not throw. */
 export interface Watcher {
@@ -15,14 +16,15 @@ export interface Watcher {
   onRead(chunk: Buffer): void
   /** The end of what was written, which the kernel does not take now. Told before anything else. Valid during the call. */
   onUnsent(bytes: Uint8Array): void
-  /** The peer has ended it, which whoever reads next meets again. The kernel is left. */
+  /** The peer has ended it, which whoever reads next meets again. The kernel is left, but its descriptor is not closed. */
   onEnd(): void
-  /** It has failed, by the system's code, which nobody meets again. The kernel is left. */
+  /** It has failed, by the system's code, which nobody meets again. The kernel is left, as with its end. */
   onError(code: string): void
 }
 
 /** One that is read from the moment on in which it is adopted, until it is left. Nothing is written to one whose watcher is gone. */
 export interface KernelSocket {
+  readonly fd: number
   /** Nothing is read, until it is resumed. */
   pause(): void
   /** False where the kernel does not want to. */
@@ -35,11 +37,26 @@ export interface KernelSocket {
   leave(): void
   /** As `leave`, for who wants all that comes: what was read and not told. Null: nothing. */
   giveUp(): Buffer | null
+  /** The kernel is left and the descriptor closed, behind what it takes at once of what was written. */
+  close(): void
 }
 
 export interface KernelSockets {
   /** Null where the kernel does not want to. */
   readonly adopt: (fd: number, watcher: Watcher) => KernelSocket | null
+  /**
+   * Tells of each connection to a listening socket: of its descriptor, which is the hearer's from then on. `fd` stays the
+   * caller's, who may close it. What is returned ends it; null where the kernel does not want to.
+   */
+  readonly accept: (fd: number, onAccepted: OnAccepted) => (() => void) | null
 }
+
+/** Called in the event loop; must not throw. */
+export type OnAccepted = (fd: number, peer: Peer) => void
+
+/** For as long nothing is accepted where there is no room for one (no descriptor, no memory): those who want to come wait. */
+export const ACCEPT_PAUSE_MS = 100
+/** Connections that are accepted at once, at the most. Then those that are there already have their turn. */
+export const ACCEPTED_AT_ONCE = 4
 
 export const MAX_READ_LENGTH = 256 * 1024

@@ -1,5 +1,5 @@
 /**
- * How this process reads and writes its connected sockets past Node's streams: through io_uring where the kernel lets a program
+ * How this process accepts, reads and writes connections past Node's sockets: through io_uring where the kernel lets a program
  * have it, else through an epoll. Both need `node:ffi`. Where Node has no FFI (24, `--no-experimental-ffi`, no permission), not on
  * Linux, or in a worker, there is neither.
  */

@@ -9,8 +9,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Net from "node:net"
-import { accountOfSockets } from "./KernelSockets.ts"
-import { accepted, connect } from "./SocketTransport.ts"
+import { accountOfSockets, kernelSockets } from "./KernelSockets.ts"
+import { descriptorOf } from "./NodeHandles.ts"
+import { accepted, acceptedBy, connect } from "./SocketTransport.ts"
 import type { Transport } from "./Transport.ts"
 
 export interface ListenAddress {
@@ -55,12 +56,26 @@ const listen = (
   Effect.gen(function* () {
     yield* Effect.logDebug(`sockets are read through ${accountOfSockets()}`)
     const server = Net.createServer({ pauseOnConnect: true }, (socket) => onConnection(accepted(socket)))
-    yield* Effect.acquireRelease(open(server, address), () => Effect.sync(() => server.close()))
+    let stopAccepting: () => void = () => server.close()
+    yield* Effect.acquireRelease(open(server, address), () => Effect.sync(() => stopAccepting()))
     // An accept that fails (EMFILE) must not end the service; Node goes on accepting by itself.
     server.on("error", () => {})
     const bound = server.address() as Net.AddressInfo
-    return { host: bound.address, port: bound.port, stopAccepting: Effect.sync(() => server.close()) }
+    const stop = acceptDirectly(server, onConnection)
+    if (stop !== null) {
+      stopAccepting = stop
+      server.close()
+    }
+    return { host: bound.address, port: bound.port, stopAccepting: Effect.sync(() => stopAccepting()) }
   })
+
+/** Past Node, which has bound it and not accepted anything yet; null where that cannot be. */
+const acceptDirectly = (server: Net.Server, onConnection: (transport: Transport) => void): (() => void) | null => {
+  const kernel = kernelSockets()
+  const fd = descriptorOf(server)
+  if (kernel === null || fd < 0) return null
+  return kernel.accept(fd, (accepted, peer) => onConnection(acceptedBy(kernel, accepted, peer)))
+}
 
 const open = (server: Net.Server, address: ListenAddress): Effect.Effect<void, string> =>
   Effect.callback<void, string>((resume) => {

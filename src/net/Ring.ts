@@ -35,12 +35,15 @@ const OFF_SQES = 0x10000000n
 const PROT_READ_WRITE = 3
 const MAP_SHARED_POPULATE = 0x8001
 const OP_NOP = 0
+const OP_ACCEPT = 13
 const OP_CANCEL = 14
+const OP_CLOSE = 19
 const OP_SEND = 26
 const OP_RECV = 27
 const SQE_BUFFER_SELECT = 1 << (8 + 5)
 const SQE_SKIP_SUCCESS = 1 << (8 + 6)
 const RECV_POLL_FIRST = 1 << 16
+const CANCEL_ALL = 1
 /** All of it, or word of how much; at once; and no signal. */
 const MSG_WAITALL_DONTWAIT_NOSIGNAL = 0x100 | 0x40 | 0x4000
 const EINTR = 4
@@ -90,11 +93,13 @@ const settingUp = {
 } as const satisfies Ffi.FunctionDefinitions
 
 /** What a completion is of. */
-export type Kind = typeof READ | typeof SENT | typeof NOTHING
+export type Kind = typeof READ | typeof SENT | typeof ACCEPTED | typeof NOTHING
 export const NOTHING = 0
 export const READ = 1
 /** Only of what was not sent as a whole. */
 export const SENT = 2
+/** Its result is a descriptor. */
+export const ACCEPTED = 3
 
 /** Told of a write that ended early: how much was sent. */
 export type OnUnsent = (token: number, sent: number) => void
@@ -298,6 +303,23 @@ export class Ring {
     // The address is the name of what is meant.
     this.#entries[at + 5] = READ
     this.#name(at, token, NOTHING)
+  }
+
+  /** One connection to a listening socket. */
+  accept(token: number, fd: number, flags: number): void {
+    this.#name(this.#entry(OP_ACCEPT, fd, 0, 0, flags), token, ACCEPTED)
+  }
+
+  /** All of this token's that have accepted nothing end with ECANCELED. */
+  cancelAccepts(token: number): void {
+    const at = this.#entry(OP_CANCEL, 0, token, 0, CANCEL_ALL)
+    this.#entries[at + 5] = ACCEPTED
+    this.#name(at, token, NOTHING)
+  }
+
+  /** Behind all that was written down before. */
+  close(fd: number): void {
+    this.#name(this.#entry(OP_CLOSE | SQE_SKIP_SUCCESS, fd, 0, 0, 0), 0, NOTHING)
   }
 
   /** Something completes, which is nothing. */

@@ -11,36 +11,64 @@
  */
 import type * as Ffi from "node:ffi"
 import { getSystemErrorName } from "node:util"
-import type { KernelSocket, KernelSockets, Watcher } from "./KernelSocket.ts"
+import { ACCEPT_FLAGS, descriptors } from "./Descriptors.ts"
+import {
+  ACCEPT_PAUSE_MS,
+  ACCEPTED_AT_ONCE,
+  type KernelSocket,
+  type KernelSockets,
+  type OnAccepted,
+  type Watcher
+} from "./KernelSocket.ts"
 import { eachTurn, type LoopTurns } from "./LoopTurns.ts"
-import { LONG, LONG_LENGTH, READ, Ring, SHORT, SHORT_LENGTH } from "./Ring.ts"
+import { ACCEPTED, LONG, LONG_LENGTH, READ, Ring, SHORT, SHORT_LENGTH } from "./Ring.ts"
 
 /** Then Node has its turn: timers, logins, sockets under TLS. */
 const LOOKS_PER_TURN = 4
 
 const EINTR = 4
 const EAGAIN = 11
+const ECONNABORTED = 103
 const ENOBUFS = 105
 
 /** Until a read is given back. One that is under way in another thread of the kernel's takes some. */
 const ATTEMPTS = 10_000
 
+/** By token: the name of what is with the kernel. One's token becomes another's when nothing of its is there any more. */
+class Tokens<A> {
+  readonly #owners: Array<A | null> = []
+  readonly #free: Array<number> = []
+
+  of(token: number): A {
+    return this.#owners[token]!
+  }
+
+  next(): number {
+    return this.#free.pop() ?? this.#owners.length
+  }
+
+  give(token: number, owner: A): void {
+    this.#owners[token] = owner
+  }
+
+  free(token: number): void {
+    // Or a session that is over would be held until another has its token.
+    this.#owners[token] = null
+    this.#free.push(token)
+  }
+}
+
 /** Why not, where it cannot be. */
 export const open = (ffi: typeof Ffi): KernelSockets | string => {
-  /** By token: the name of a read or write. One's token becomes another's when no read of it is with the kernel. */
-  const sockets: Array<RingSocket | null> = []
-  const freeTokens: Array<number> = []
-  const free = (token: number): void => {
-    // Or a session that is over would be held until another has its token.
-    sockets[token] = null
-    freeTokens.push(token)
-  }
+  const sockets = new Tokens<RingSocket>()
+  const listeners = new Tokens<RingListener>()
+  const { close, listener: listenerOf, peerOf } = descriptors(ffi)
   /** They go on, with what has been kept for them. */
   let resumed: Array<RingSocket> = []
   /** In which what is written may wait. */
   let inTurn = false
 
-  const opened = Ring.open(ffi, (token, sent) => sockets[token]!.unsent(sent))
+  const opened = Ring.open(ffi, (token, sent) => sockets.of(token).unsent(sent))
   if (typeof opened === "string") return opened
   const ring: Ring = opened
 
@@ -50,7 +78,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
 
   class RingSocket implements KernelSocket {
     readonly #token: number
-    readonly #fd: number
+    readonly fd: number
     readonly #watcher: Watcher
     /** A read is with the kernel. */
     #reading = false
@@ -72,7 +100,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
 
     constructor(token: number, fd: number, watcher: Watcher) {
       this.#token = token
-      this.#fd = fd
+      this.fd = fd
       this.#watcher = watcher
     }
 
@@ -81,8 +109,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       this.#reading = true
       this.#readBatch = ring.batch
       const { readLength } = this.#watcher
-      if (this.#filled) ring.read(this.#token, this.#fd, LONG, Math.min(readLength, LONG_LENGTH), true)
-      else ring.read(this.#token, this.#fd, SHORT, Math.min(readLength, SHORT_LENGTH), false)
+      if (this.#filled) ring.read(this.#token, this.fd, LONG, Math.min(readLength, LONG_LENGTH), true)
+      else ring.read(this.#token, this.fd, SHORT, Math.min(readLength, SHORT_LENGTH), false)
     }
 
     /** Its read has ended. */
@@ -90,7 +118,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       this.#reading = false
       if (this.#left) {
         if (buffer !== -1) ring.release(buffer)
-        return free(this.#token)
+        return sockets.free(this.#token)
       }
       if (result > 0) {
         const chunk = ring.chunkOf(buffer, result)
@@ -154,7 +182,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       }
       const offset = bytes.buffer === ring.memory ? bytes.byteOffset : ring.copy(bytes)
       if (offset === -1) return this.#watcher.onUnsent(bytes)
-      this.#place = ring.send(this.#token, this.#fd, offset, length)
+      this.#place = ring.send(this.#token, this.fd, offset, length)
       this.#batch = ring.batch
       this.#offset = offset
       this.#length = length
@@ -175,12 +203,23 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       this.flush()
       // It names a descriptor that may be closed next, and another's.
       if (this.#reading && this.#readBatch === ring.batch) ring.submit()
+      this.#depart()
+      submitUnlessInTurn()
+    }
+
+    close(): void {
+      this.flush()
+      if (!this.#left) this.#depart()
+      ring.close(this.fd)
+      submitUnlessInTurn()
+    }
+
+    #depart(): void {
       this.#left = true
       this.#kept = null
       turns.remove()
-      if (!this.#reading) return free(this.#token)
-      ring.cancelRead(this.#token)
-      submitUnlessInTurn()
+      if (this.#reading) ring.cancelRead(this.#token)
+      else sockets.free(this.#token)
     }
 
     giveUp(): Buffer | null {
@@ -204,6 +243,66 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
   }
 
+  class RingListener {
+    readonly #token: number
+    readonly #fd: number
+    readonly #onAccepted: OnAccepted
+    /** Those that are with the kernel. */
+    #accepting = 0
+    #pausing = false
+    #stopped = false
+
+    constructor(token: number, fd: number, onAccepted: OnAccepted) {
+      this.#token = token
+      this.#fd = fd
+      this.#onAccepted = onAccepted
+    }
+
+    accept(): void {
+      for (; !this.#stopped && this.#accepting < ACCEPTED_AT_ONCE; this.#accepting++) {
+        ring.accept(this.#token, this.#fd, ACCEPT_FLAGS)
+      }
+      submitUnlessInTurn()
+    }
+
+    /** A descriptor, or a negative error number. */
+    hear(result: number): void {
+      this.#accepting--
+      if (this.#stopped) {
+        if (result >= 0) close(result)
+        if (this.#accepting === 0) listeners.free(this.#token)
+        return
+      }
+      if (result < 0 && result !== -ECONNABORTED && result !== -EAGAIN && result !== -EINTR) return this.#pause()
+      this.accept()
+      if (result < 0) return
+      const peer = peerOf(result)
+      if (peer === null) close(result)
+      else this.#onAccepted(result, peer)
+    }
+
+    /** Others may be with the kernel, but wait for a connection that is yet to come. */
+    #pause(): void {
+      if (this.#pausing) return
+      this.#pausing = true
+      setTimeout(() => {
+        this.#pausing = false
+        this.accept()
+      }, ACCEPT_PAUSE_MS)
+    }
+
+    readonly stop = (): void => {
+      if (this.#stopped) return
+      this.#stopped = true
+      turns.remove()
+      ring.cancelAccepts(this.#token)
+      ring.close(this.#fd)
+      // Now, for the port is free then.
+      ring.submit()
+      if (this.#accepting === 0) listeners.free(this.#token)
+    }
+  }
+
   const goOn = (): void => {
     const list = resumed
     resumed = []
@@ -220,7 +319,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
         if (resumed.length > 0) goOn()
         for (; count > 0; count--) {
           ring.next()
-          if (ring.kind === READ) sockets[ring.token]!.onRead(ring.result, ring.buffer)
+          if (ring.kind === READ) sockets.of(ring.token).onRead(ring.result, ring.buffer)
+          else if (ring.kind === ACCEPTED) listeners.of(ring.token).hear(ring.result)
         }
       }
     } finally {
@@ -234,13 +334,23 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
   const turns: LoopTurns = inLoop
   return {
     adopt: (fd, watcher) => {
-      const token = freeTokens.pop() ?? sockets.length
+      const token = sockets.next()
       const socket = new RingSocket(token, fd, watcher)
-      sockets[token] = socket
+      sockets.give(token, socket)
       turns.add()
       socket.read()
       submitUnlessInTurn()
       return socket
+    },
+    accept: (fd, onAccepted) => {
+      const own = listenerOf(fd)
+      if (own === -1) return null
+      const token = listeners.next()
+      const listener = new RingListener(token, own, onAccepted)
+      listeners.give(token, listener)
+      turns.add()
+      listener.accept()
+      return listener.stop
     }
   }
 }

@@ -6,9 +6,10 @@
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
-import { MAX_READ_LENGTH, type KernelSocket, type Watcher } from "./KernelSocket.ts"
+import { KEEP_ALIVE_DELAY_SECS, type Peer } from "./Descriptors.ts"
+import { MAX_READ_LENGTH, type KernelSocket, type KernelSockets, type Watcher } from "./KernelSocket.ts"
 import { kernelSockets } from "./KernelSockets.ts"
-import { reopen } from "./StaticReads.ts"
+import { descriptorOf, reopen, socketOver } from "./NodeHandles.ts"
 import type { Handshake } from "./Tls.ts"
 import { ignoreAll, type TlsState, type Transport, type TransportHandler } from "./Transport.ts"
 
@@ -19,7 +20,6 @@ import { ignoreAll, type TlsState, type Transport, type TransportHandler } from 
  */
 const CLIENT_READ_LENGTH = 64 * 1024
 const SERVER_READ_LENGTH = MAX_READ_LENGTH
-const KEEP_ALIVE_DELAY_MS = 60_000
 
 /**
  * Buffers that are used again, for copies of large chunks: V8 lets 64 MB of new ones lie before it collects them, which a result
@@ -53,8 +53,12 @@ const SPARE_MIN_LENGTH = 8 * 1024
 const isLoopback = (address: string): boolean =>
   address.startsWith("127.") || address === "::1" || address.startsWith("::ffff:127.")
 
-interface Handled extends Net.Socket {
-  readonly _handle?: { readonly fd?: number } | null
+/** A socket's listeners, to be taken off again. */
+interface Listeners {
+  readonly data: (chunk: Buffer) => void
+  readonly drain: () => void
+  readonly end: () => void
+  readonly error: (error: NodeJS.ErrnoException) => void
 }
 
 class SocketTransport implements Transport, Watcher {
@@ -62,36 +66,71 @@ class SocketTransport implements Transport, Watcher {
   readonly remote: string
   readonly local: boolean
   tls: TlsState | null = null
-  readLength = 0
-  #socket: Net.Socket
-  /** Where it is read and written past the socket's stream; else null. */
+  readonly readLength: number
+  /**
+   * Whose the descriptor is: Node's, or, where this is null, ours. It becomes Node's when there is something to do that only its
+   * streams do: to write to a peer that does not take it, to shake hands, to wait for a peer's end. Most clients never need one,
+   * which is 4 kB of memory, and a fifth of the CPU of a login.
+   */
+  #socket: Net.Socket | null = null
+  /** Where it is read and written past a stream; else null. */
   #kernel: KernelSocket | null = null
+  #listeners: Listeners | null = null
   #over = false
-  readonly #onData = (chunk: Buffer) => this.onRead(chunk)
-  readonly #onDrain = () => {
-    if (!this.#over) this.handler.onDrain()
-  }
-  readonly #onEnd = () => this.#close(null)
-  readonly #onError = (error: NodeJS.ErrnoException) => this.#close(error.code ?? error.message)
 
-  constructor(socket: Net.Socket) {
-    this.#socket = socket
-    this.remote = `${socket.remoteAddress ?? "?"}:${socket.remotePort ?? 0}`
-    this.local = isLoopback(socket.remoteAddress ?? "")
+  private constructor({ host, port }: Peer, readLength: number) {
+    this.remote = `${host}:${port}`
+    this.local = isLoopback(host)
+    this.readLength = readLength
+  }
+
+  /** Over a connected descriptor, which is ours from now on. */
+  static over(kernel: KernelSockets, fd: number, peer: Peer): SocketTransport {
+    const transport = new SocketTransport(peer, CLIENT_READ_LENGTH)
+    transport.#kernel = kernel.adopt(fd, transport)
+    if (transport.#kernel === null) {
+      transport.#use(socketOver(fd))
+      transport.readByStream()
+    }
+    return transport
+  }
+
+  /** Over a socket of Node's, which nobody has read yet. */
+  static of(socket: Net.Socket, readLength: number): SocketTransport {
+    const peer = { host: socket.remoteAddress ?? "?", port: socket.remotePort ?? 0 }
+    const transport = new SocketTransport(peer, readLength)
     socket.setNoDelay(true)
-    socket.setKeepAlive(true, KEEP_ALIVE_DELAY_MS)
-    this.#listen()
+    socket.setKeepAlive(true, KEEP_ALIVE_DELAY_SECS * 1000)
+    transport.#use(socket)
+    return transport
   }
 
-  #listen(): void {
-    this.#socket.on("drain", this.#onDrain).on("end", this.#onEnd).on("error", this.#onError).on("close", this.#onEnd)
+  #use(socket: Net.Socket): void {
+    this.#socket = socket
+    const { drain, end, error } = (this.#listeners ??= {
+      data: (chunk) => this.onRead(chunk),
+      drain: () => {
+        if (!this.#over) this.handler.onDrain()
+      },
+      end: () => this.#close(null),
+      error: (error) => this.#close(error.code ?? error.message)
+    })
+    socket.on("drain", drain).on("end", end).on("error", error).on("close", end)
+  }
+
+  /** One of Node's own from now on. There is one, or the kernel has a descriptor that can become one. */
+  #asSocket(): Net.Socket {
+    if (this.#socket === null) this.#use(socketOver(this.#kernel!.fd))
+    return this.#socket!
   }
 
   #close(reason: string | null): void {
-    this.#leaveToStream()
-    if (this.#over) return
+    const wasOver = this.#over
     this.#over = true
-    this.handler.onClose(reason)
+    if (this.#socket === null) this.#kernel?.close()
+    else this.#kernel?.leave()
+    this.#kernel = null
+    if (!wasOver) this.handler.onClose(reason)
   }
 
   get closed(): boolean {
@@ -99,73 +138,66 @@ class SocketTransport implements Transport, Watcher {
   }
 
   get gone(): boolean {
-    return this.#socket.destroyed
+    return this.#socket === null ? this.#over : this.#socket.destroyed
   }
 
-  /**
-   * From now on it is read past the stream, which must not have been read. False where that cannot be. What does not succeed at
-   * once is left to the stream.
-   */
-  readDirectly(readLength: number): boolean {
-    // The one thing here that Node does not document.
-    const { fd = -1 } = (this.#socket as Handled)._handle ?? {}
-    this.readLength = readLength
+  /** From now on it is read past the stream, which must not have been read. What does not succeed at once is left to the stream. */
+  readDirectly(): void {
+    const fd = descriptorOf(this.#socket!)
     this.#kernel = fd < 0 ? null : (kernelSockets()?.adopt(fd, this) ?? null)
-    return this.#kernel !== null
+    if (this.#kernel === null) this.readByStream()
   }
 
   onUnsent(bytes: Uint8Array): void {
-    this.#writeCopy(bytes)
+    if (!this.#over) this.#writeCopy(bytes)
   }
 
-  /** The stream meets it again, and tells of it. */
   onEnd(): void {
-    this.readByStream()
+    // A stream meets it again, and tells of it.
+    if (this.#socket === null) this.#close(null)
+    else this.readByStream()
   }
 
   onError(code: string): void {
-    this.#socket.destroy()
+    this.#socket?.destroy()
     this.#close(code)
   }
 
   /** Nothing is read or written past the stream any more, and what was read and not told is not wanted. */
   readByStream(): void {
-    this.#leaveToStream()
-    this.readEvents()
-    this.#socket.resume()
-  }
-
-  #leaveToStream(): void {
-    const kernel = this.#kernel
+    const socket = this.#asSocket()
+    this.#kernel?.leave()
     this.#kernel = null
-    kernel?.leave()
+    this.readEvents()
+    socket.resume()
   }
 
   /** The socket gives out its chunks as events: one that we accepted, or any under TLS. */
   readEvents(): void {
-    this.#socket.on("data", this.#onData)
+    this.#socket!.on("data", this.#listeners!.data)
   }
 
   onRead(chunk: Buffer): void {
     // Node may have destroyed it, of which its owner hears later.
-    if (!this.#over && !this.#socket.destroyed) this.handler.onData(chunk)
+    if (!this.#over && !this.gone) this.handler.onData(chunk)
   }
 
   startTls(handshake: Handshake, received: Buffer, done: (failure: string | null) => void): void {
-    const socket = this.#socket
     const early = this.#kernel?.giveUp() ?? null
-    this.#kernel = null
     // A socket that breaks is destroyed before anybody is told.
-    if (this.#over || socket.destroyed) {
+    if (this.#over || this.gone) {
       this.destroy()
       return done("ECONNRESET")
     }
+    const socket = this.#asSocket()
+    this.#kernel = null
+    const { data, drain, end, error } = this.#listeners!
     socket
-      .off("data", this.#onData)
-      .off("drain", this.#onDrain)
-      .off("end", this.#onEnd)
-      .off("error", this.#onError)
-      .off("close", this.#onEnd)
+      .off("data", data)
+      .off("drain", drain)
+      .off("end", end)
+      .off("error", error)
+      .off("close", end)
       // What TLS makes of it is heard from TLS.
       .on("error", () => {})
       .pause()
@@ -173,9 +205,8 @@ class SocketTransport implements Transport, Watcher {
     if (received.length > 0) socket.unshift(received)
     handshake(socket, (end) => {
       if (end._tag === "Secured" && !this.#over) {
-        this.#socket = end.socket
+        this.#use(end.socket)
         this.tls = end.state
-        this.#listen()
         this.readEvents()
         return done(null)
       }
@@ -186,7 +217,7 @@ class SocketTransport implements Transport, Watcher {
 
   write(bytes: Uint8Array): boolean {
     if (this.#over) return true
-    return this.#writeDirectly(bytes) ?? this.#socket.write(bytes)
+    return this.#writeDirectly(bytes) ?? this.#asSocket().write(bytes)
   }
 
   writeLent(bytes: Buffer): boolean {
@@ -195,15 +226,16 @@ class SocketTransport implements Transport, Watcher {
   }
 
   #writeCopy(bytes: Uint8Array): boolean {
+    const socket = this.#asSocket()
     if (bytes.length < SPARE_MIN_LENGTH || bytes.length > SERVER_READ_LENGTH) {
       const copy = Buffer.allocUnsafe(bytes.length)
       copy.set(bytes)
-      return this.#socket.write(copy)
+      return socket.write(copy)
     }
     const kind = sparesFor(bytes.length)
     const spare = kind.take()
     spare.set(bytes)
-    return this.#socket.write(spare.subarray(0, bytes.length), () => kind.giveBack(spare))
+    return socket.write(spare.subarray(0, bytes.length), () => kind.giveBack(spare))
   }
 
   /**
@@ -211,41 +243,47 @@ class SocketTransport implements Transport, Watcher {
    * another client's. Where the kernel takes writes later, a peer is known to be slow with the next one.
    */
   #writeDirectly(bytes: Uint8Array): boolean | null {
-    const socket = this.#socket
-    if (this.#kernel === null || socket.destroyed || socket.writableLength > 0) return null
+    if (this.#kernel === null || this.gone || (this.#socket?.writableLength ?? 0) > 0) return null
     this.#kernel.write(bytes)
-    return socket.writableLength === 0 || !socket.writableNeedDrain
+    // There may be one by now.
+    const socket = this.#socket
+    return socket === null || socket.writableLength === 0 || !socket.writableNeedDrain
   }
 
   pause(): void {
-    if (this.#kernel === null) this.#socket.pause()
+    if (this.#kernel === null) this.#socket?.pause()
     else this.#kernel.pause()
   }
 
   resume(): void {
-    if (this.#kernel === null) this.#socket.resume()
-    else if (!this.#socket.destroyed && !this.#kernel.resume()) this.readByStream()
+    if (this.#kernel === null) this.#socket?.resume()
+    else if (!this.gone && !this.#kernel.resume()) this.readByStream()
   }
 
   end(bytes?: Uint8Array): void {
     if (this.#over) return
+    const socket = this.#asSocket()
     // Whatever the peer still says is not wanted, but a socket that is not read never notices the peer's end.
-    if (this.#kernel === null) this.#socket.resume()
+    if (this.#kernel === null) socket.resume()
     else this.readByStream()
-    if (bytes === undefined) this.#socket.end()
-    else this.#socket.end(bytes)
+    if (bytes === undefined) socket.end()
+    else socket.end(bytes)
   }
 
   get flushed(): boolean {
     this.#kernel?.flush()
     // TLS has an end of its own.
-    return this.tls === null && this.#socket.writableLength === 0
+    return this.tls === null && (this.#socket === null || this.#socket.writableLength === 0)
   }
 
   destroy(): void {
-    this.#leaveToStream()
     this.#over = true
-    this.#socket.destroy()
+    if (this.#socket === null) this.#kernel?.close()
+    else {
+      this.#kernel?.leave()
+      this.#socket.destroy()
+    }
+    this.#kernel = null
   }
 }
 
@@ -266,22 +304,27 @@ class SharedReads implements Net.OnReadOpts {
   }
 }
 
-/** A socket that a listener accepted, which was not read yet. Reading begins with the first handler's turn of the event loop. */
+/**
+ * A connection that was accepted, and not read yet: a descriptor, which is ours from now on. Reading begins with the first handler's
+ * turn of the event loop.
+ */
+export const acceptedBy = (kernel: KernelSockets, fd: number, peer: Peer): Transport =>
+  SocketTransport.over(kernel, fd, peer)
+
+/** The same, of a socket of Node's that nobody has read yet. */
 export const accepted = (socket: Net.Socket): Transport => {
   if (kernelSockets() !== null) return readDirectly(socket, CLIENT_READ_LENGTH)
   const reads = new SharedReads(clientReadBuffer)
   const reopened = reopen(socket, reads)
-  const transport = new SocketTransport(reopened ?? socket)
-  if (reopened === null) {
-    transport.readEvents()
-    socket.resume()
-  } else reads.transport = transport
+  const transport = SocketTransport.of(reopened ?? socket, CLIENT_READ_LENGTH)
+  if (reopened === null) transport.readByStream()
+  else reads.transport = transport
   return transport
 }
 
 const readDirectly = (socket: Net.Socket, readLength: number): SocketTransport => {
-  const transport = new SocketTransport(socket)
-  if (!transport.readDirectly(readLength)) transport.readByStream()
+  const transport = SocketTransport.of(socket, readLength)
+  transport.readDirectly()
   return transport
 }
 
@@ -299,7 +342,9 @@ export const connect = (to: { readonly host: string; readonly port: number }): E
     socket.once("error", onError)
     socket.once("connect", () => {
       socket.off("error", onError)
-      reads.transport = direct ? readDirectly(socket, SERVER_READ_LENGTH) : new SocketTransport(socket)
+      reads.transport = direct
+        ? readDirectly(socket, SERVER_READ_LENGTH)
+        : SocketTransport.of(socket, SERVER_READ_LENGTH)
       resume(Effect.succeed(reads.transport))
     })
     return Effect.sync(() => {

@@ -216,8 +216,9 @@ const fairDerivations = Effect.fnUntraced(function* (concurrency: number) {
   const finish = (derivation: Derivation, exit: Effect.Effect<boolean>) => {
     running--
     derivations.delete(derivation.identity)
-    Deferred.doneUnsafe(derivation.done, exit)
+    // Before those who asked for this one go on, who may be many: a thread would have nothing to do for as long.
     startNext()
+    Deferred.doneUnsafe(derivation.done, exit)
   }
 
   const enqueue = (tenant: string, identity: string, proof: Effect.Effect<boolean>): Derivation => {

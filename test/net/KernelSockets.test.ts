@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import { execFile, spawn, spawnSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs"
@@ -11,8 +12,10 @@ import { fileURLToPath } from "node:url"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { Worker } from "node:worker_threads"
+import type { Peer } from "../../src/net/Descriptors.ts"
 import { accountOfSockets, kernelSockets } from "../../src/net/KernelSockets.ts"
-import { accepted } from "../../src/net/SocketTransport.ts"
+import { descriptorOf } from "../../src/net/NodeHandles.ts"
+import { accepted, acceptedBy } from "../../src/net/SocketTransport.ts"
 import type { Handshake } from "../../src/net/Tls.ts"
 import type { Transport, TransportHandler } from "../../src/net/Transport.ts"
 import { seeded } from "../support/random.ts"
@@ -23,18 +26,35 @@ const handler = (onData: TransportHandler["onData"]): TransportHandler => ({
   onClose: () => {}
 })
 
-/** A connection: what was accepted, and its peer. `whileDialled`: before it is accepted, when its peer's end is there. */
-const pairWhile = (whileDialled: () => void) =>
+/** A connection: what takes over what was accepted, and its peer. */
+interface Pair {
+  readonly accept: () => Transport
+  readonly peer: Net.Socket
+}
+
+const listening = async (): Promise<Net.Server> => {
+  const server = Net.createServer({ pauseOnConnect: true })
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+  return server
+}
+
+const dialled = (server: Net.Server): Net.Socket => {
+  const peer = Net.connect((server.address() as Net.AddressInfo).port, "127.0.0.1")
+  peer.on("error", () => {})
+  return peer
+}
+
+/** What Node has accepted. `whileDialled`: before it is, when its peer's end is there. */
+const pairOfNodeWhile = (whileDialled: () => void) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
-      const server = Net.createServer({ pauseOnConnect: true })
-      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
-      const ours = new Promise<Net.Socket>((resolve) => server.once("connection", resolve))
-      const peer = Net.connect((server.address() as Net.AddressInfo).port, "127.0.0.1")
-      peer.on("error", () => {})
+      const server = await listening()
+      const arrived = new Promise<Net.Socket>((resolve) => server.once("connection", resolve))
+      const peer = dialled(server)
       await new Promise<void>((resolve) => nextTick(resolve))
       whileDialled()
-      return { server, ours: await ours, peer }
+      const ours = await arrived
+      return { server, ours, peer, accept: () => accepted(ours) }
     }),
     ({ server, ours, peer }) =>
       Effect.sync(() => {
@@ -43,7 +63,31 @@ const pairWhile = (whileDialled: () => void) =>
         server.close()
       })
   )
-const pair = pairWhile(() => {})
+const pairOfNode = pairOfNodeWhile(() => {})
+
+/** What the kernel has accepted for us. */
+const pairOfOurs = Effect.acquireRelease(
+  Effect.promise(async () => {
+    const kernel = kernelSockets()!
+    const server = await listening()
+    let stop: (() => void) | null = null
+    const arrived = new Promise<readonly [fd: number, peer: Peer]>((resolve) => {
+      stop = kernel.accept(descriptorOf(server), (...connection) => resolve(connection))
+    })
+    const peer = dialled(server)
+    server.close()
+    let transport: Transport | null = null
+    const [fd, address] = await arrived
+    const accept = () => (transport ??= acceptedBy(kernel, fd, address))
+    return { stop: stop!, accept, peer } as Pair & { readonly stop: () => void }
+  }),
+  ({ stop, accept, peer }) =>
+    Effect.sync(() => {
+      peer.destroy()
+      accept().destroy()
+      stop()
+    })
+)
 
 const sent = (peer: Net.Socket, bytes: Uint8Array | string) =>
   Effect.promise(() => new Promise<void>((resolve) => peer.write(bytes, () => resolve())))
@@ -60,9 +104,9 @@ const until = (isSo: () => boolean) =>
   })
 
 /** More reads than there are buffers for: what anybody still looks at is not what it was. */
-const manyReads = Effect.gen(function* () {
+const manyReads = Effect.fnUntraced(function* (pair: Effect.Effect<Pair, never, Scope.Scope>) {
   const pairs = yield* Effect.forEach(Array.from({ length: 80 }), () => pair, { concurrency: 20 })
-  const transports = pairs.map(({ ours }) => accepted(ours))
+  const transports = pairs.map(({ accept }) => accept())
   return Effect.promise(async () => {
     const heard = transports.map((transport) => {
       return new Promise<void>((resolve) => void (transport.handler = handler(() => resolve())))
@@ -88,8 +132,6 @@ const takenByHandshake = (transport: Transport, received: string, length: number
     })
 }
 
-const descriptorOf = (socket: Net.Socket): number => (socket as unknown as { _handle: { fd: number } })._handle.fd
-
 describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
   it("are there in the main thread alone", async () => {
     // A kernel may forbid io_uring, and these tests run once more without.
@@ -105,7 +147,7 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
 
   it.live("never write to who has got the number of a descriptor that Node has closed, nor read from there", () =>
     Effect.gen(function* () {
-      const { ours } = yield* pair
+      const { ours } = yield* pairOfNode
       const transport = accepted(ours)
       const number = descriptorOf(ours)
       const folder = mkdtempSync(join(tmpdir(), "perseus-descriptor-"))
@@ -127,12 +169,12 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
 
   it.live("leave alone who has got the number of a descriptor, when its former owner hears of its end", () =>
     Effect.gen(function* () {
-      const former = yield* pair
+      const former = yield* pairOfNode
       const transport = accepted(former.ours)
       const number = descriptorOf(former.ours)
       former.ours.removeAllListeners("close").destroy()
       const placeholder = openSync("/dev/null", "r")
-      const { ours, peer } = yield* pairWhile(() => closeSync(placeholder))
+      const { ours, peer } = yield* pairOfNodeWhile(() => closeSync(placeholder))
       assert.deepStrictEqual([placeholder, descriptorOf(ours)], [number, number])
       const successor = accepted(ours)
       const heard = new Promise<string>((resolve) => {
@@ -199,415 +241,9 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
     assert.strictEqual(said, "first\nsecond\n")
   })
 
-  it.live("tell nothing to one that another has destroyed in the same turn", () =>
-    Effect.gen(function* () {
-      const pairs = [yield* pair, yield* pair]
-      const transports = pairs.map(({ ours }) => accepted(ours))
-      const heard: Array<Transport> = []
-      const first = new Promise<void>((resolve) => {
-        for (const [index, transport] of transports.entries()) {
-          transport.handler = handler(() => {
-            heard.push(transport)
-            transports[1 - index]!.destroy()
-            resolve()
-          })
-          transport.pause()
-        }
-      })
-      for (const { peer } of pairs) yield* Effect.promise(() => new Promise((resolve) => peer.write("x", resolve)))
-      for (const transport of transports) transport.resume()
-      yield* Effect.promise(() => first)
-      // Another turn, in which the other one would have been read.
-      yield* Effect.promise(() => new Promise((resolve) => setImmediate(() => setImmediate(resolve))))
-      assert.lengthOf(heard, 1)
-    })
-  )
-
-  it.live("keep from one that is paused what had been asked for before, and tell it once when that goes on", () =>
-    Effect.gen(function* () {
-      const { ours, peer } = yield* pair
-      const transport = accepted(ours)
-      const heard: Array<string> = []
-      let onHeard = () => {}
-      transport.handler = handler((chunk) => {
-        heard.push(chunk.toString("latin1"))
-        onHeard()
-      })
-      const untilHeard = (count: number) =>
-        Effect.callback<void>((resume) => {
-          onHeard = () => {
-            if (heard.join("").length >= count) resume(Effect.void)
-          }
-          onHeard()
-        })
-      peer.write("first ")
-      yield* untilHeard(6)
-      // Another read is with the kernel by now.
-      transport.pause()
-      yield* sent(peer, "second ")
-      yield* turns(3)
-      assert.deepStrictEqual(heard, ["first "])
-      transport.resume()
-      transport.pause()
-      yield* sent(peer, "third ")
-      yield* turns(3)
-      assert.deepStrictEqual(heard, ["first "])
-      transport.resume()
-      yield* untilHeard(19)
-      assert.strictEqual(heard.join(""), "first second third ")
-      // Nor does one that is destroyed hear what was kept.
-      transport.pause()
-      yield* sent(peer, "fourth ")
-      yield* turns(3)
-      transport.resume()
-      transport.destroy()
-      yield* turns(3)
-      assert.strictEqual(heard.join(""), "first second third ")
-    })
-  )
-
-  it.live("keep from one that is paused its peer's end, too, which comes behind all that was said", () =>
-    Effect.gen(function* () {
-      const { ours, peer } = yield* pair
-      const transport = accepted(ours)
-      const heard: Array<string> = []
-      const ended = new Promise<void>((resolve) => {
-        transport.handler = {
-          onData: (chunk) => void heard.push(chunk.toString("latin1")),
-          onDrain: () => {},
-          onClose: (reason) => {
-            heard.push(`closed: ${reason}`)
-            resolve()
-          }
-        }
-      })
-      yield* turns(2)
-      transport.pause()
-      peer.end("last words")
-      yield* turns(5)
-      assert.deepStrictEqual(heard, [])
-      transport.resume()
-      yield* Effect.promise(() => ended)
-      assert.deepStrictEqual(heard, ["last words", "closed: null"])
-      const silent = yield* pair
-      const other = accepted(silent.ours)
-      let isOver = false
-      const over = new Promise<void>((resolve) => {
-        other.handler = {
-          ...other.handler,
-          onClose: () => {
-            isOver = true
-            resolve()
-          }
-        }
-      })
-      yield* turns(2)
-      other.pause()
-      silent.peer.end()
-      yield* Effect.promise(() => new Promise((resolve) => silent.peer.once("finish", resolve)))
-      yield* turns(5)
-      assert.isFalse(isOver)
-      other.resume()
-      yield* Effect.promise(() => over)
-    })
-  )
-
-  it.live("hear all that many sockets have at once, and all of their ends", () =>
-    Effect.gen(function* () {
-      const pairs = yield* Effect.forEach(Array.from({ length: 150 }), () => pair, { concurrency: 20 })
-      const transports = pairs.map(({ ours }) => accepted(ours))
-      const heard = transports.map(() => createHash("sha256"))
-      const said = pairs.map((_, index) => Buffer.alloc(70_000, `${index} `))
-      const ended = transports.map((transport, index) => {
-        transport.pause()
-        return new Promise<string | null>((resolve) => {
-          transport.handler = {
-            onData: (chunk) => void heard[index]!.update(chunk),
-            onDrain: () => {},
-            onClose: resolve
-          }
-        })
-      })
-      for (const [index, { peer }] of pairs.entries()) yield* sent(peer, said[index]!)
-      for (const { peer } of pairs) peer.end()
-      for (const transport of transports) transport.resume()
-      const reasons = yield* Effect.promise(() => Promise.all(ended))
-      assert.deepStrictEqual(new Set(reasons), new Set([null]))
-      assert.deepStrictEqual(
-        heard.map((hash) => hash.digest("hex")),
-        said.map((bytes) => createHash("sha256").update(bytes).digest("hex"))
-      )
-    })
-  )
-
-  it.live(
-    "write in its order what is written in one turn: more than the kernel takes at once, in pieces, lent or given",
-    () =>
-      Effect.gen(function* () {
-        const { ours, peer } = yield* pair
-        const transport = accepted(ours)
-        const expected = createHash("sha256")
-        let length = 0
-        const written = new Promise<ReadonlyArray<boolean>>((resolve) => {
-          transport.handler = handler((chunk) => {
-            const lent = Buffer.alloc(100_000)
-            const taken: Array<boolean> = []
-            const lengths = [1, 20, 3000, 0, 7000, 16 * 1024, 100_000, 40, 60_000, 5]
-            for (let piece = 0; piece < 1500; piece++) {
-              const bytes =
-                piece % 3 === 0 ? chunk : lent.fill(`${piece} `).subarray(0, lengths[piece % lengths.length])
-              expected.update(bytes)
-              length += bytes.length
-              taken.push(piece % 2 === 0 ? transport.write(Buffer.from(bytes)) : transport.writeLent(bytes))
-            }
-            resolve(taken)
-          })
-        })
-        peer.pause()
-        peer.write("a chunk that lies where it was read ".repeat(100))
-        assert.include(yield* Effect.promise(() => written), false)
-        const received = createHash("sha256")
-        const all = new Promise<void>((resolve) => {
-          let count = 0
-          peer.on("data", (bytes: Buffer) => {
-            received.update(bytes)
-            count += bytes.length
-            if (count === length) resolve()
-          })
-        })
-        peer.resume()
-        yield* Effect.promise(() => all)
-        assert.strictEqual(received.digest("hex"), expected.digest("hex"))
-      })
-  )
-
-  it.live("write to more sockets in one turn than the kernel is told of at once, and to each its own", () =>
-    Effect.gen(function* () {
-      const pairs = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
-      const transports = pairs.map(({ ours }) => accepted(ours))
-      transports[0]!.handler = handler(() => {
-        for (const [index, transport] of transports.entries()) {
-          transport.writeLent(Buffer.from(`for ${index}`))
-          transport.write(Buffer.from(` and ${index}`.padEnd(3000)))
-          if (index % 2 === 1) transport.end()
-        }
-      })
-      const heard = pairs.map(
-        ({ peer }) =>
-          new Promise<string>((resolve) => {
-            let text = ""
-            peer.on("data", (bytes: Buffer) => {
-              text += bytes.toString("latin1")
-              if (text.length >= 3000) resolve(text.slice(0, text.indexOf("  ")))
-            })
-          })
-      )
-      pairs[0]!.peer.write("now")
-      assert.deepStrictEqual(
-        yield* Effect.promise(() => Promise.all(heard)),
-        pairs.map((_, index) => `for ${index} and ${index}`)
-      )
-    })
-  )
-
-  it.live("hand over to another reader what was read and not told", () =>
-    Effect.gen(function* () {
-      const { ours, peer } = yield* pair
-      const transport = accepted(ours)
-      yield* turns(2)
-      // In the kernel or already read: the handshake has all of it, behind what was heard before.
-      yield* sent(peer, " second")
-      const taken = new Promise<string>((resolve) => {
-        const handshake: Handshake = (socket, done) => {
-          let text = ""
-          socket.on("data", (bytes: Buffer) => {
-            text += bytes.toString("latin1")
-            if (text.endsWith("third")) {
-              resolve(text)
-              done({ _tag: "Failed", reason: "that is all" })
-            }
-          })
-          socket.resume()
-        }
-        transport.startTls(handshake, Buffer.from("first"), () => {})
-      })
-      peer.write(" third")
-      assert.strictEqual(yield* Effect.promise(() => taken), "first second third")
-    })
-  )
-
-  it.live("keep what was read for one that is paused, until it goes on or another reader does", () =>
-    Effect.gen(function* () {
-      const overwrite = yield* manyReads
-      const { ours, peer } = yield* pair
-      const transport = accepted(ours)
-      let heard = ""
-      transport.handler = handler((chunk) => void (heard += chunk.toString("latin1")))
-      yield* turns(2)
-      // A read is with the kernel.
-      transport.pause()
-      yield* sent(peer, "first ")
-      yield* overwrite
-      assert.strictEqual(heard, "")
-      transport.resume()
-      transport.pause()
-      yield* overwrite
-      assert.strictEqual(heard, "")
-      transport.resume()
-      yield* turns(2)
-      assert.strictEqual(heard, "first ")
-      transport.pause()
-      yield* sent(peer, "second ")
-      yield* overwrite
-      const taken = takenByHandshake(transport, "heard before ", 20)
-      yield* overwrite
-      assert.strictEqual(yield* Effect.promise(taken), "heard before second ")
-    })
-  )
-
-  it.live("write to each its own where more is written in one turn than the kernel is told of at once", () =>
-    Effect.gen(function* () {
-      const pairs = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
-      const transports = pairs.map(({ ours }) => accepted(ours))
-      const expected = pairs.map(() => "")
-      const write = (index: number, length: number): void => {
-        const text = `${index}:${length} `.repeat(length).slice(0, length)
-        expected[index] += text
-        transports[index]!.writeLent(Buffer.from(text))
-      }
-      const written = new Promise<void>((resolve) => {
-        transports[0]!.handler = handler(() => {
-          // Many short ones, then long ones; and behind what was written before last.
-          for (let index = 0; index < 560; index++) write(index, 20)
-          for (let index = 560; index < 600; index++) write(index, 20_000)
-          for (let index = 1; index < 600; index++) {
-            write(index, 2000 + (index % 7) * 300)
-            write(index - 1, 3000)
-          }
-          resolve()
-        })
-      })
-      const heard = pairs.map(({ peer }) => {
-        const chunks: Array<Buffer> = []
-        peer.on("data", (bytes: Buffer) => void chunks.push(bytes))
-        return () => Buffer.concat(chunks).toString("latin1")
-      })
-      pairs[0]!.peer.write("now")
-      yield* Effect.promise(() => written)
-      yield* until(() => heard.every((said, index) => said().length >= expected[index]!.length))
-      assert.deepStrictEqual(
-        heard.flatMap((said, index) => (said() === expected[index] ? [] : [index])),
-        []
-      )
-    })
-  )
-
-  it.live("leave a chunk as it is while it is heard, and until it is sent, though many others are read meanwhile", () =>
-    Effect.gen(function* () {
-      // As much as a short read takes: the next one is a long one, which begins at once.
-      const first = "first ".padEnd(16 * 1024)
-      const waiting = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
-      const heard = waiting.map(() => "")
-      const transports = waiting.map(({ ours }, index) => {
-        const transport = accepted(ours)
-        transport.handler = handler((chunk) => {
-          heard[index] += chunk.toString("latin1")
-          // It has no read with the kernel then.
-          if (heard[index]!.length >= first.length) transport.pause()
-        })
-        return transport
-      })
-      for (const { peer } of waiting) yield* sent(peer, first)
-      yield* until(() => heard.every((text) => text.length === first.length))
-      for (const [index, { peer }] of waiting.entries()) yield* sent(peer, `for ${index} alone`)
-      const [resuming, lending, flushing, sink] = [yield* pair, yield* pair, yield* pair, yield* pair]
-      const [resumer, lender, flusher, to] = [resuming, lending, flushing, sink].map(({ ours }) => accepted(ours))
-      let lengthOfFirsts = 0
-      for (const transport of [lender!, flusher!]) {
-        transport.handler = handler((chunk) => void (lengthOfFirsts += chunk.length))
-      }
-      yield* sent(lending.peer, first)
-      yield* sent(flushing.peer, first)
-      yield* until(() => lengthOfFirsts === 2 * first.length)
-      yield* turns(2)
-      let stays = false
-      resumer!.handler = handler(() => transports.slice(0, 10).forEach((transport) => transport.resume()))
-      lender!.handler = handler((chunk) => void to!.writeLent(chunk))
-      flusher!.handler = handler((chunk) => {
-        for (const transport of transports) transport.resume()
-        const before = chunk.toString("latin1")
-        to!.write(Buffer.from("and "))
-        stays = to!.flushed && chunk.toString("latin1") === before
-        to!.writeLent(chunk)
-      })
-      let received = ""
-      sink.peer.on("data", (bytes: Buffer) => void (received += bytes.toString("latin1")))
-      resuming.peer.write("x")
-      lending.peer.write("lent by one ")
-      flushing.peer.write("lent by another")
-      yield* until(() => received.length >= 31 && heard.every((text) => text.length > first.length))
-      assert.strictEqual(received, "lent by one and lent by another")
-      assert.isTrue(stays)
-      assert.deepStrictEqual(
-        heard.filter((text, index) => text !== `${first}for ${index} alone`).map((text) => text.trim()),
-        []
-      )
-    })
-  )
-
-  it.live("go on to read, however many leave between what was read for them and its being told", () =>
-    Effect.gen(function* () {
-      const overwrite = yield* manyReads
-      for (let round = 0; round < 3; round++) {
-        const leaving = yield* Effect.forEach(Array.from({ length: 60 }), () => pair, { concurrency: 20 })
-        const transports = leaving.map(({ ours }) => accepted(ours))
-        yield* turns(2)
-        let told = 0
-        for (const transport of transports) {
-          transport.handler = handler(() => {
-            told++
-            for (const other of transports) other.destroy()
-          })
-        }
-        for (const { peer } of leaving) peer.write("x")
-        yield* until(() => told > 0)
-        yield* turns(2)
-        assert.strictEqual(told, 1)
-        const handed = yield* Effect.forEach(Array.from({ length: 60 }), () => pair, { concurrency: 20 })
-        const others = handed.map(({ ours }) => accepted(ours))
-        yield* turns(2)
-        for (const [index, { peer }] of handed.entries()) peer.write(`for ${index}`)
-        const taken = others.map((transport, index) => takenByHandshake(transport, "", `for ${index}`.length))
-        yield* overwrite
-        assert.deepStrictEqual(
-          yield* Effect.promise(() => Promise.all(taken.map((take) => take()))),
-          handed.map((_, index) => `for ${index}`)
-        )
-      }
-    })
-  )
-
-  it.live("read much at once where there is much, and no more than 64 kB of a client", () =>
-    Effect.gen(function* () {
-      const { ours, peer } = yield* pair
-      const transport = accepted(ours)
-      transport.pause()
-      let [total, longest] = [0, 0]
-      transport.handler = handler((chunk) => {
-        total += chunk.length
-        longest = Math.max(longest, chunk.length)
-      })
-      peer.write(Buffer.alloc(2_000_000))
-      yield* turns(3)
-      transport.resume()
-      yield* until(() => total === 2_000_000)
-      assert.strictEqual(longest, 64 * 1024)
-    })
-  )
-
   it.live("write in its order to a peer that reads meanwhile, of which the kernel takes a part", () =>
     Effect.gen(function* () {
-      const { ours: clock, peer: starts } = yield* pair
+      const { ours: clock, peer: starts } = yield* pairOfNode
       const turning = accepted(clock)
       const server = Net.createServer({ pauseOnConnect: true })
       yield* Effect.promise(() => new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve)))
@@ -654,33 +290,9 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
     })
   )
 
-  it.live("hold nothing of one that is over", () =>
-    Effect.gen(function* () {
-      setFlagsFromString("--expose-gc")
-      const collect = runInNewContext("gc") as () => void
-      const over = yield* Effect.scoped(
-        Effect.gen(function* () {
-          const { ours, peer } = yield* pair
-          const transport = accepted(ours)
-          transport.handler = handler(() => {})
-          const owner = new WeakRef(transport.handler)
-          yield* sent(peer, "x")
-          yield* turns(2)
-          transport.destroy()
-          return owner
-        })
-      )
-      for (let turn = 0; turn < 100 && over.deref() !== undefined; turn++) {
-        yield* turns(1)
-        collect()
-      }
-      assert.isUndefined(over.deref())
-    })
-  )
-
   it.live("read nothing of who gets the number of a descriptor in the turn in which its owner is destroyed", () =>
     Effect.gen(function* () {
-      const [former, other] = [yield* pair, yield* pair]
+      const [former, other] = [yield* pairOfNode, yield* pairOfNode]
       const transport = accepted(former.ours)
       const destroying = accepted(other.ours)
       const number = descriptorOf(former.ours)
@@ -706,13 +318,13 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
 
   it.live("read nothing of who has got the number of a descriptor that Node has closed, before its owner is told", () =>
     Effect.gen(function* () {
-      const former = yield* pair
+      const former = yield* pairOfNode
       accepted(former.ours)
       const number = descriptorOf(former.ours)
       yield* turns(2)
       former.ours.removeAllListeners("close").destroy()
       const placeholder = openSync("/dev/null", "r")
-      const { ours, peer } = yield* pairWhile(() => closeSync(placeholder))
+      const { ours, peer } = yield* pairOfNodeWhile(() => closeSync(placeholder))
       assert.strictEqual(descriptorOf(ours), number)
       const successor = accepted(ours)
       let heard = ""
@@ -725,6 +337,443 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
       assert.strictEqual(heard, "the successor's words")
     })
   )
+})
+
+const kinds: ReadonlyArray<readonly [whose: string, pair: Effect.Effect<Pair, never, Scope.Scope>]> = [
+  ["Node has accepted", pairOfNode],
+  ["the kernel has accepted for us", pairOfOurs]
+]
+
+describe.skipIf(platform() !== "linux").each(kinds)("sockets that %s, by the kernel's own calls", (_, pair) => {
+  it.live("tell nothing to one that another has destroyed in the same turn", () =>
+    Effect.gen(function* () {
+      const pairs = [yield* pair, yield* pair]
+      const transports = pairs.map(({ accept }) => accept())
+      const heard: Array<Transport> = []
+      const first = new Promise<void>((resolve) => {
+        for (const [index, transport] of transports.entries()) {
+          transport.handler = handler(() => {
+            heard.push(transport)
+            transports[1 - index]!.destroy()
+            resolve()
+          })
+          transport.pause()
+        }
+      })
+      for (const { peer } of pairs) yield* Effect.promise(() => new Promise((resolve) => peer.write("x", resolve)))
+      for (const transport of transports) transport.resume()
+      yield* Effect.promise(() => first)
+      // Another turn, in which the other one would have been read.
+      yield* Effect.promise(() => new Promise((resolve) => setImmediate(() => setImmediate(resolve))))
+      assert.lengthOf(heard, 1)
+    })
+  )
+
+  it.live("keep from one that is paused what had been asked for before, and tell it once when that goes on", () =>
+    Effect.gen(function* () {
+      const { accept, peer } = yield* pair
+      const transport = accept()
+      const heard: Array<string> = []
+      let onHeard = () => {}
+      transport.handler = handler((chunk) => {
+        heard.push(chunk.toString("latin1"))
+        onHeard()
+      })
+      const untilHeard = (count: number) =>
+        Effect.callback<void>((resume) => {
+          onHeard = () => {
+            if (heard.join("").length >= count) resume(Effect.void)
+          }
+          onHeard()
+        })
+      peer.write("first ")
+      yield* untilHeard(6)
+      // Another read is with the kernel by now.
+      transport.pause()
+      yield* sent(peer, "second ")
+      yield* turns(3)
+      assert.deepStrictEqual(heard, ["first "])
+      transport.resume()
+      transport.pause()
+      yield* sent(peer, "third ")
+      yield* turns(3)
+      assert.deepStrictEqual(heard, ["first "])
+      transport.resume()
+      yield* untilHeard(19)
+      assert.strictEqual(heard.join(""), "first second third ")
+      // Nor does one that is destroyed hear what was kept.
+      transport.pause()
+      yield* sent(peer, "fourth ")
+      yield* turns(3)
+      transport.resume()
+      transport.destroy()
+      yield* turns(3)
+      assert.strictEqual(heard.join(""), "first second third ")
+    })
+  )
+
+  it.live("keep from one that is paused its peer's end, too, which comes behind all that was said", () =>
+    Effect.gen(function* () {
+      const { accept, peer } = yield* pair
+      const transport = accept()
+      const heard: Array<string> = []
+      const ended = new Promise<void>((resolve) => {
+        transport.handler = {
+          onData: (chunk) => void heard.push(chunk.toString("latin1")),
+          onDrain: () => {},
+          onClose: (reason) => {
+            heard.push(`closed: ${reason}`)
+            resolve()
+          }
+        }
+      })
+      yield* turns(2)
+      transport.pause()
+      peer.end("last words")
+      yield* turns(5)
+      assert.deepStrictEqual(heard, [])
+      transport.resume()
+      yield* Effect.promise(() => ended)
+      assert.deepStrictEqual(heard, ["last words", "closed: null"])
+      const silent = yield* pair
+      const other = silent.accept()
+      let isOver = false
+      const over = new Promise<void>((resolve) => {
+        other.handler = {
+          ...other.handler,
+          onClose: () => {
+            isOver = true
+            resolve()
+          }
+        }
+      })
+      yield* turns(2)
+      other.pause()
+      silent.peer.end()
+      yield* Effect.promise(() => new Promise((resolve) => silent.peer.once("finish", resolve)))
+      yield* turns(5)
+      assert.isFalse(isOver)
+      other.resume()
+      yield* Effect.promise(() => over)
+    })
+  )
+
+  it.live("hear all that many sockets have at once, and all of their ends", () =>
+    Effect.gen(function* () {
+      const pairs = yield* Effect.forEach(Array.from({ length: 150 }), () => pair, { concurrency: 20 })
+      const transports = pairs.map(({ accept }) => accept())
+      const heard = transports.map(() => createHash("sha256"))
+      const said = pairs.map((_, index) => Buffer.alloc(70_000, `${index} `))
+      const ended = transports.map((transport, index) => {
+        transport.pause()
+        return new Promise<string | null>((resolve) => {
+          transport.handler = {
+            onData: (chunk) => void heard[index]!.update(chunk),
+            onDrain: () => {},
+            onClose: resolve
+          }
+        })
+      })
+      for (const [index, { peer }] of pairs.entries()) yield* sent(peer, said[index]!)
+      for (const { peer } of pairs) peer.end()
+      for (const transport of transports) transport.resume()
+      const reasons = yield* Effect.promise(() => Promise.all(ended))
+      assert.deepStrictEqual(new Set(reasons), new Set([null]))
+      assert.deepStrictEqual(
+        heard.map((hash) => hash.digest("hex")),
+        said.map((bytes) => createHash("sha256").update(bytes).digest("hex"))
+      )
+    })
+  )
+
+  it.live(
+    "write in its order what is written in one turn: more than the kernel takes at once, in pieces, lent or given",
+    () =>
+      Effect.gen(function* () {
+        const { accept, peer } = yield* pair
+        const transport = accept()
+        const expected = createHash("sha256")
+        let length = 0
+        const written = new Promise<ReadonlyArray<boolean>>((resolve) => {
+          transport.handler = handler((chunk) => {
+            const lent = Buffer.alloc(100_000)
+            const taken: Array<boolean> = []
+            const lengths = [1, 20, 3000, 0, 7000, 16 * 1024, 100_000, 40, 60_000, 5]
+            for (let piece = 0; piece < 1500; piece++) {
+              const bytes =
+                piece % 3 === 0 ? chunk : lent.fill(`${piece} `).subarray(0, lengths[piece % lengths.length])
+              expected.update(bytes)
+              length += bytes.length
+              taken.push(piece % 2 === 0 ? transport.write(Buffer.from(bytes)) : transport.writeLent(bytes))
+            }
+            resolve(taken)
+          })
+        })
+        peer.pause()
+        peer.write("a chunk that lies where it was read ".repeat(100))
+        assert.include(yield* Effect.promise(() => written), false)
+        const received = createHash("sha256")
+        const all = new Promise<void>((resolve) => {
+          let count = 0
+          peer.on("data", (bytes: Buffer) => {
+            received.update(bytes)
+            count += bytes.length
+            if (count === length) resolve()
+          })
+        })
+        peer.resume()
+        yield* Effect.promise(() => all)
+        assert.strictEqual(received.digest("hex"), expected.digest("hex"))
+      })
+  )
+
+  it.live("write to more sockets in one turn than the kernel is told of at once, and to each its own", () =>
+    Effect.gen(function* () {
+      const pairs = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
+      const transports = pairs.map(({ accept }) => accept())
+      transports[0]!.handler = handler(() => {
+        for (const [index, transport] of transports.entries()) {
+          transport.writeLent(Buffer.from(`for ${index}`))
+          transport.write(Buffer.from(` and ${index}`.padEnd(3000)))
+          if (index % 2 === 1) transport.end()
+        }
+      })
+      const heard = pairs.map(
+        ({ peer }) =>
+          new Promise<string>((resolve) => {
+            let text = ""
+            peer.on("data", (bytes: Buffer) => {
+              text += bytes.toString("latin1")
+              if (text.length >= 3000) resolve(text.slice(0, text.indexOf("  ")))
+            })
+          })
+      )
+      pairs[0]!.peer.write("now")
+      assert.deepStrictEqual(
+        yield* Effect.promise(() => Promise.all(heard)),
+        pairs.map((_, index) => `for ${index} and ${index}`)
+      )
+    })
+  )
+
+  it.live("hand over to another reader what was read and not told", () =>
+    Effect.gen(function* () {
+      const { accept, peer } = yield* pair
+      const transport = accept()
+      yield* turns(2)
+      // In the kernel or already read: the handshake has all of it, behind what was heard before.
+      yield* sent(peer, " second")
+      const taken = new Promise<string>((resolve) => {
+        const handshake: Handshake = (socket, done) => {
+          let text = ""
+          socket.on("data", (bytes: Buffer) => {
+            text += bytes.toString("latin1")
+            if (text.endsWith("third")) {
+              resolve(text)
+              done({ _tag: "Failed", reason: "that is all" })
+            }
+          })
+          socket.resume()
+        }
+        transport.startTls(handshake, Buffer.from("first"), () => {})
+      })
+      peer.write(" third")
+      assert.strictEqual(yield* Effect.promise(() => taken), "first second third")
+    })
+  )
+
+  it.live("keep what was read for one that is paused, until it goes on or another reader does", () =>
+    Effect.gen(function* () {
+      const overwrite = yield* manyReads(pair)
+      const { accept, peer } = yield* pair
+      const transport = accept()
+      let heard = ""
+      transport.handler = handler((chunk) => void (heard += chunk.toString("latin1")))
+      yield* turns(2)
+      // A read is with the kernel.
+      transport.pause()
+      yield* sent(peer, "first ")
+      yield* overwrite
+      assert.strictEqual(heard, "")
+      transport.resume()
+      transport.pause()
+      yield* overwrite
+      assert.strictEqual(heard, "")
+      transport.resume()
+      yield* turns(2)
+      assert.strictEqual(heard, "first ")
+      transport.pause()
+      yield* sent(peer, "second ")
+      yield* overwrite
+      const taken = takenByHandshake(transport, "heard before ", 20)
+      yield* overwrite
+      assert.strictEqual(yield* Effect.promise(taken), "heard before second ")
+    })
+  )
+
+  it.live("write to each its own where more is written in one turn than the kernel is told of at once", () =>
+    Effect.gen(function* () {
+      const pairs = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
+      const transports = pairs.map(({ accept }) => accept())
+      const expected = pairs.map(() => "")
+      const write = (index: number, length: number): void => {
+        const text = `${index}:${length} `.repeat(length).slice(0, length)
+        expected[index] += text
+        transports[index]!.writeLent(Buffer.from(text))
+      }
+      const written = new Promise<void>((resolve) => {
+        transports[0]!.handler = handler(() => {
+          // Many short ones, then long ones; and behind what was written before last.
+          for (let index = 0; index < 560; index++) write(index, 20)
+          for (let index = 560; index < 600; index++) write(index, 20_000)
+          for (let index = 1; index < 600; index++) {
+            write(index, 2000 + (index % 7) * 300)
+            write(index - 1, 3000)
+          }
+          resolve()
+        })
+      })
+      const heard = pairs.map(({ peer }) => {
+        const chunks: Array<Buffer> = []
+        peer.on("data", (bytes: Buffer) => void chunks.push(bytes))
+        return () => Buffer.concat(chunks).toString("latin1")
+      })
+      pairs[0]!.peer.write("now")
+      yield* Effect.promise(() => written)
+      yield* until(() => heard.every((said, index) => said().length >= expected[index]!.length))
+      assert.deepStrictEqual(
+        heard.flatMap((said, index) => (said() === expected[index] ? [] : [index])),
+        []
+      )
+    })
+  )
+
+  it.live("leave a chunk as it is while it is heard, and until it is sent, though many others are read meanwhile", () =>
+    Effect.gen(function* () {
+      // As much as a short read takes: the next one is a long one, which begins at once.
+      const first = "first ".padEnd(16 * 1024)
+      const waiting = yield* Effect.forEach(Array.from({ length: 600 }), () => pair, { concurrency: 20 })
+      const heard = waiting.map(() => "")
+      const transports = waiting.map(({ accept }, index) => {
+        const transport = accept()
+        transport.handler = handler((chunk) => {
+          heard[index] += chunk.toString("latin1")
+          // It has no read with the kernel then.
+          if (heard[index]!.length >= first.length) transport.pause()
+        })
+        return transport
+      })
+      for (const { peer } of waiting) yield* sent(peer, first)
+      yield* until(() => heard.every((text) => text.length === first.length))
+      for (const [index, { peer }] of waiting.entries()) yield* sent(peer, `for ${index} alone`)
+      const [resuming, lending, flushing, sink] = [yield* pair, yield* pair, yield* pair, yield* pair]
+      const [resumer, lender, flusher, to] = [resuming, lending, flushing, sink].map(({ accept }) => accept())
+      let lengthOfFirsts = 0
+      for (const transport of [lender!, flusher!]) {
+        transport.handler = handler((chunk) => void (lengthOfFirsts += chunk.length))
+      }
+      yield* sent(lending.peer, first)
+      yield* sent(flushing.peer, first)
+      yield* until(() => lengthOfFirsts === 2 * first.length)
+      yield* turns(2)
+      let stays = false
+      resumer!.handler = handler(() => transports.slice(0, 10).forEach((transport) => transport.resume()))
+      lender!.handler = handler((chunk) => void to!.writeLent(chunk))
+      flusher!.handler = handler((chunk) => {
+        for (const transport of transports) transport.resume()
+        const before = chunk.toString("latin1")
+        to!.write(Buffer.from("and "))
+        stays = to!.flushed && chunk.toString("latin1") === before
+        to!.writeLent(chunk)
+      })
+      let received = ""
+      sink.peer.on("data", (bytes: Buffer) => void (received += bytes.toString("latin1")))
+      resuming.peer.write("x")
+      lending.peer.write("lent by one ")
+      flushing.peer.write("lent by another")
+      yield* until(() => received.length >= 31 && heard.every((text) => text.length > first.length))
+      assert.strictEqual(received, "lent by one and lent by another")
+      assert.isTrue(stays)
+      assert.deepStrictEqual(
+        heard.filter((text, index) => text !== `${first}for ${index} alone`).map((text) => text.trim()),
+        []
+      )
+    })
+  )
+
+  it.live("go on to read, however many leave between what was read for them and its being told", () =>
+    Effect.gen(function* () {
+      const overwrite = yield* manyReads(pair)
+      for (let round = 0; round < 3; round++) {
+        const leaving = yield* Effect.forEach(Array.from({ length: 60 }), () => pair, { concurrency: 20 })
+        const transports = leaving.map(({ accept }) => accept())
+        yield* turns(2)
+        let told = 0
+        for (const transport of transports) {
+          transport.handler = handler(() => {
+            told++
+            for (const other of transports) other.destroy()
+          })
+        }
+        for (const { peer } of leaving) peer.write("x")
+        yield* until(() => told > 0)
+        yield* turns(2)
+        assert.strictEqual(told, 1)
+        const handed = yield* Effect.forEach(Array.from({ length: 60 }), () => pair, { concurrency: 20 })
+        const others = handed.map(({ accept }) => accept())
+        yield* turns(2)
+        for (const [index, { peer }] of handed.entries()) peer.write(`for ${index}`)
+        const taken = others.map((transport, index) => takenByHandshake(transport, "", `for ${index}`.length))
+        yield* overwrite
+        assert.deepStrictEqual(
+          yield* Effect.promise(() => Promise.all(taken.map((take) => take()))),
+          handed.map((_, index) => `for ${index}`)
+        )
+      }
+    })
+  )
+
+  it.live("read much at once where there is much, and no more than 64 kB of a client", () =>
+    Effect.gen(function* () {
+      const { accept, peer } = yield* pair
+      const transport = accept()
+      transport.pause()
+      let [total, longest] = [0, 0]
+      transport.handler = handler((chunk) => {
+        total += chunk.length
+        longest = Math.max(longest, chunk.length)
+      })
+      peer.write(Buffer.alloc(2_000_000))
+      yield* turns(3)
+      transport.resume()
+      yield* until(() => total === 2_000_000)
+      assert.strictEqual(longest, 64 * 1024)
+    })
+  )
+
+  it.live("hold nothing of one that is over", () =>
+    Effect.gen(function* () {
+      setFlagsFromString("--expose-gc")
+      const collect = runInNewContext("gc") as () => void
+      const over = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const { accept, peer } = yield* pair
+          const transport = accept()
+          transport.handler = handler(() => {})
+          const owner = new WeakRef(transport.handler)
+          yield* sent(peer, "x")
+          yield* turns(2)
+          transport.destroy()
+          return owner
+        })
+      )
+      for (let turn = 0; turn < 100 && over.deref() !== undefined; turn++) {
+        yield* turns(1)
+        collect()
+      }
+      assert.isUndefined(over.deref())
+    })
+  )
 
   it.live("carry what a relay carries, whoever is slow, pauses or leaves, and never to another", () =>
     Effect.gen(function* () {
@@ -733,7 +782,7 @@ describe.skipIf(platform() !== "linux")("the kernel's own calls", () => {
         concurrency: 8
       })
       const ends = lines.map(([from, to], index) => {
-        const [source, sink] = [accepted(from.ours), accepted(to.ours)]
+        const [source, sink] = [from.accept(), to.accept()]
         const leavesAt = index % 6 === 5 ? 200_000 : Infinity
         let carried = 0
         source.handler = {

@@ -4,14 +4,16 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import * as Result from "effect/Result"
+import { spawn } from "node:child_process"
 import { createHash } from "node:crypto"
 import * as Net from "node:net"
 import { platform } from "node:os"
-import { execArgv } from "node:process"
+import { execArgv, execPath } from "node:process"
 import { Duplex } from "node:stream"
 import * as NodeTls from "node:tls"
+import { fileURLToPath } from "node:url"
 import { ByteReader } from "../../src/net/ByteReader.ts"
-import { kernelSockets } from "../../src/net/KernelSockets.ts"
+import { accountOfSockets, kernelSockets } from "../../src/net/KernelSockets.ts"
 import { Network, type Listening } from "../../src/net/Network.ts"
 import { accepted as transportOf, connect } from "../../src/net/SocketTransport.ts"
 import { Acceptor, Connector, type Handshake } from "../../src/net/Tls.ts"
@@ -463,6 +465,98 @@ describe("listen", () => {
       assert.strictEqual(heard.received, "still here")
       ours.destroy()
     }).pipe(Effect.provide(Network.layer))
+  )
+
+  it.live("knows who has come, over IPv4, over IPv6 and where one socket takes both", () =>
+    Effect.gen(function* () {
+      const network = yield* Network
+      for (const [host, from, remote] of [
+        [LOOPBACK, LOOPBACK, /^127\.0\.0\.1:/],
+        ["::1", "::1", /^::1:/],
+        [undefined, LOOPBACK, /^::ffff:127\.0\.0\.1:/]
+      ] as const) {
+        const arrived = yield* Deferred.make<Transport>()
+        const { port } = yield* network.listen({ host, port: 0 }, (transport) => {
+          Deferred.doneUnsafe(arrived, Effect.succeed(transport))
+        })
+        const client = Net.connect({ host: from, port })
+        const transport = yield* within(Deferred.await(arrived))
+        assert.match(transport.remote, remote)
+        assert.strictEqual(transport.remote.split(":").at(-1), String(client.localPort))
+        assert.isTrue(transport.local)
+        transport.destroy()
+        client.destroy()
+      }
+    }).pipe(Effect.scoped, Effect.provide(Network.layer))
+  )
+
+  it.live("takes all of many that come at once, among them some that have gone again", () =>
+    Effect.gen(function* () {
+      const { port } = yield* listenOn(0)
+      const come = Effect.callback<string>((resume) => {
+        let heard = ""
+        const socket = Net.connect(port, LOOPBACK)
+        socket.on("data", (bytes: Buffer) => void (heard += bytes.toString("latin1")))
+        socket.on("close", () => resume(Effect.succeed(heard)))
+      })
+      const goAgain = Effect.callback<string>((resume) => {
+        const socket = Net.connect(port, LOOPBACK, () => socket.resetAndDestroy())
+        socket.on("error", () => {}).on("close", () => resume(Effect.succeed("hi")))
+      })
+      const all = Array.from({ length: 400 }, (_, index) => (index % 4 === 3 ? goAgain : come))
+      const heard = yield* within(Effect.all(all, { concurrency: "unbounded" }))
+      assert.deepStrictEqual(new Set(heard), new Set(["hi"]))
+    }).pipe(Effect.scoped, Effect.provide(Network.layer))
+  )
+
+  it.live.skipIf(kernelSockets() === null)(
+    "lets those wait for whom there is no descriptor, and takes them when there is",
+    () =>
+      Effect.gen(function* () {
+        const module = (name: string) => JSON.stringify(new URL(`../../src/net/${name}.ts`, import.meta.url).href)
+        // Each that has come is let go 10 ms later. Few more than 20 descriptors are left for them.
+        const program = `
+        const [{ Network }, Effect] = await Promise.all([import(${module("Network")}), import("effect/Effect")])
+        if (${accountOfSockets() !== "io_uring"}) (await import(${module("KernelSockets")})).forbidRing("as here")
+        let [come, most, now] = [0, 0, 0]
+        const onConnection = (transport) => {
+          most = Math.max(most, ++now)
+          setTimeout(() => {
+            now--
+            transport.destroy()
+            if (++come === 150) process.stderr.write("most " + most, () => process.exit())
+          }, 10)
+        }
+        await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
+          const { port } = yield* (yield* Network).listen({ host: "127.0.0.1", port: 0 }, onConnection)
+          console.log(port)
+          return yield* Effect.never
+        })).pipe(Effect.provide(Network.layer)))`
+        const limited = 'ulimit -n $(($(ls /proc/self/fd | wc -l) + 60)); exec "$@"'
+        const args = [
+          "-c",
+          limited,
+          "sh",
+          execPath,
+          ...execArgv,
+          "--disable-warning=ExperimentalWarning",
+          "--input-type=module",
+          "--eval",
+          program
+        ]
+        const child = spawn("sh", args, { cwd: fileURLToPath(new URL("../..", import.meta.url)) })
+        yield* Effect.addFinalizer(() => Effect.sync(() => child.kill("SIGKILL")))
+        const port = yield* Effect.callback<number>((resume) => {
+          child.stdout.once("data", (bytes: Buffer) => resume(Effect.succeed(Number(bytes.toString()))))
+        })
+        let words = ""
+        child.stderr.on("data", (bytes: Buffer) => void (words += bytes.toString()))
+        const ended = new Promise<void>((resolve) => child.once("close", () => resolve()))
+        for (let count = 0; count < 150; count++) Net.connect(port, LOOPBACK).on("error", () => {})
+        yield* within(Effect.promise(() => ended))
+        assert.match(words, /^most \d+$/)
+        assert.isBelow(Number(words.slice(5)), 100)
+      }).pipe(Effect.scoped)
   )
 
   it.live("gives the port back with its scope", () =>
