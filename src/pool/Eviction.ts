@@ -45,6 +45,17 @@ export class Eviction {
     }
   }
 
+  /** When the next of them is too old, where all are idle and stay so; Infinity: none ever is. */
+  nextDue(): number {
+    const { MaxLifetimeSecs, MaxIdletimeSecs } = this.#context.settings
+    let next = Number.POSITIVE_INFINITY
+    for (const { openedAt, idleSince } of this.#connections.all) {
+      if (MaxLifetimeSecs > 0) next = Math.min(next, openedAt + MaxLifetimeSecs * 1000)
+      if (MaxIdletimeSecs > 0) next = Math.min(next, idleSince + MaxIdletimeSecs * 1000)
+    }
+    return next
+  }
+
   /** What is idle beyond MaxOpen, where that has become less. */
   closeAboveMaxOpen(): void {
     while (this.#isAboveMaxOpen()) {

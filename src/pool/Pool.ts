@@ -57,6 +57,8 @@ export class Pool {
   readonly #eviction: Eviction
   /** Called when nothing is open any more. */
   #onEmpty: (() => void) | null = null
+  /** Until then nothing here is overdue, unless somebody wants something; 0: it is not at rest. */
+  #restsUntil = 0
 
   private constructor(context: PoolContext) {
     this.#context = context
@@ -121,6 +123,7 @@ export class Pool {
    * than it was, connections with the old one are of an old generation: they finish what they are at, and are closed.
    */
   retain(placement: TenantPlacement, settings: ClientSettings): PoolTenant {
+    this.#wake()
     const { tenant, outdated } = this.#tenants.retain(placement, this.#rules, settings)
     if (outdated !== null) this.retire(outdated)
     return tenant
@@ -142,6 +145,7 @@ export class Pool {
 
   /** A row's secret changed: connections with the old one finish what they are at and are closed. */
   retire(group: CredentialGroup): void {
+    this.#wake()
     this.#retirement.retire(group)
   }
 
@@ -149,6 +153,7 @@ export class Pool {
 
   /** An idle connection that fits as it is, or null: then `wait`. No Effect, no write; the whole cost of a lease. */
   take(client: PoolClient): Connection | null {
+    if (this.#restsUntil !== 0) this.#wake()
     const tenant = client.tenant
     const connection = lastOf(tenant.idle)
     if (
@@ -169,6 +174,7 @@ export class Pool {
    */
   wait(client: PoolClient): SessionFault | null {
     if (this.#context.closing) return new ShuttingDown()
+    this.#wake()
     const now = this.#context.now()
     const group = client.tenant.group
     const fault = this.#connector.inVain(group, now)
@@ -460,6 +466,26 @@ export class Pool {
 
   // ---- the passing of time
 
+  /**
+   * Whether to sweep it. Of ten thousand pools most are at rest, and to look at each one's connections ten times a second took 14 %
+   * of the CPU of 18,000 transactions a second.
+   */
+  isDue(now: number): boolean {
+    return now >= this.#restsUntil
+  }
+
+  #wake(): void {
+    this.#restsUntil = 0
+    this.#context.sweptAt = this.#context.now()
+  }
+
+  #isAtRest(): boolean {
+    const { all, idle } = this.#connections
+    if (idle < all.size || this.#connector.opening > 0 || this.#cancels.inFlight > 0) return false
+    for (const group of this.#tenants.groups) if (group.queue.length > 0) return false
+    return true
+  }
+
   /** Called every so often with the clock's milliseconds: what is overdue is ended, those who could be served are. */
   sweep(now: number): void {
     this.#context.sweptAt = now
@@ -485,10 +511,12 @@ export class Pool {
       this.#connector.refuseInVain(group, now)
       this.#serve(group)
     }
+    this.#restsUntil = this.#isAtRest() ? this.#eviction.nextDue() : 0
   }
 
   /** New settings act at once: what is idle beyond them is closed now, the rest as it comes back. */
   configure(limits: PoolLimits): void {
+    this.#wake()
     const extraSchemas = this.#context.settings.ExtraSchemas.join("\0")
     if (limits.pool.TenantSwitch !== this.#context.settings.TenantSwitch) this.#retirement.retireAll()
     this.#context.settings = limits.pool
@@ -507,6 +535,7 @@ export class Pool {
    * reports once they hold there. Asked once, then remembered. Fails with the server's own words where it refuses a setting.
    */
   greeting(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
+    this.#wake()
     return Greeting.greeting(this, this.#connector, tenant, settings)
   }
 

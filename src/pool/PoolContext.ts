@@ -38,7 +38,7 @@ export class PoolContext {
   /** The pool is at its end: nobody is lent anything, nothing is opened. */
   closing = false
   /**
-   * When the last sweep was, on the clock's milliseconds. Where a sweep's period more does not matter this is what time it is: to
+   * When the last sweep was, or the end of a rest, on the clock's milliseconds. Where a sweep's period more does not matter this is what time it is: to
    * look at the clock is a call out of compiled code, 0.2 µs of a transaction.
    */
   sweptAt: number

@@ -76,9 +76,15 @@ export class Pools extends Context.Service<
         idleTimeToLive: UNUSED_POOL_LIFETIME
       })
 
+      let tlsInForce = tls.toServers()
+      const sweep = (now: number): void => {
+        const hasChanged = tls.toServers() !== tlsInForce
+        tlsInForce = tls.toServers()
+        for (const pool of pools.values()) if (hasChanged || pool.isDue(now)) pool.sweep(now)
+      }
       yield* Effect.sleep(SWEEP_PERIOD_MS).pipe(
         Effect.andThen(Clock.currentTimeMillis),
-        Effect.map((now) => pools.forEach((pool) => pool.sweep(now))),
+        Effect.map(sweep),
         Effect.forever,
         Effect.forkScoped({ startImmediately: true })
       )
