@@ -5,9 +5,9 @@
  * few at a time; fair across tenants, so that nobody's guesses keep the others out; and once: askers for one tenant,
  * hash and password share a derivation, and a password that was right is remembered.
  *
- * What is remembered is a digest of the hash, and one of a key that lives only in this process, tenant, hash and password: a
- * changed hash, or another password, is not in it. Wrong passwords are never remembered, and no password is kept longer than its
- * derivation waits and runs.
+ * What is remembered is a digest of the hash, and an HMAC under a key that lives only in this process, over tenant, hash and
+ * password: a changed hash, or another password, is not in it. Wrong passwords are never remembered, and no password is kept longer than
+ * its derivation waits and runs.
  */
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -16,7 +16,7 @@ import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
-import { hash, randomBytes, scrypt, scryptSync, timingSafeEqual } from "node:crypto"
+import { createHmac, hash, randomBytes, scrypt, scryptSync, timingSafeEqual } from "node:crypto"
 import { availableParallelism } from "node:os"
 import { LoginRefused } from "../errors.ts"
 import * as EasyScrypt from "./EasyScrypt.ts"
@@ -92,15 +92,15 @@ const make = Effect.fnUntraced(function* (options: Options) {
   const derive = options.derive ?? (yield* available)
   const remembered = rememberAtMost(options.maxRemembered ?? 10_000)
   const derivations = yield* fairDerivations(options.concurrency ?? (availableParallelism() > 2 ? 2 : 1))
-  const processKey = randomBytes(32).toString("base64")
+  const processKey = randomBytes(32)
 
-  // Each part with its length before it, so that no two inputs run together to the same text. In one call, where an HMAC takes
-  // three, 4 % of a login; it would keep others from making identities, which nobody is ever asked for or told.
-  const identify = ({ tenant, stored, password }: PasswordClaim): Buffer => {
-    const secret = Redacted.value(password)
-    const text = `${processKey}${tenant.length}:${tenant}${stored.length}:${stored}${secret.length}:${secret}`
-    return hash("sha256", text, "buffer")
-  }
+  // Each part with its length before it, so that no two inputs run together to the same text.
+  const digest = (...parts: ReadonlyArray<string>): Buffer =>
+    createHmac("sha256", processKey)
+      .update(parts.map((part) => `${part.length}:${part}`).join(""))
+      .digest()
+  const identify = ({ tenant, stored, password }: PasswordClaim): Buffer =>
+    digest(tenant, stored, Redacted.value(password))
 
   return PasswordHash.of({
     recall: (claim) => remembered.recall(claim, identify(claim)),
