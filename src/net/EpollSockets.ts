@@ -11,12 +11,12 @@ import { getSystemErrorName } from "node:util"
 import { Beginnings } from "./Beginnings.ts"
 import { descriptors } from "./Descriptors.ts"
 import {
-  ACCEPT_PAUSE_MS,
   ACCEPTED_AT_ONCE,
   MAX_READ_LENGTH,
+  type Acceptor,
+  type Host,
   type KernelSocket,
   type KernelSockets,
-  type OnAccepted,
   type Watcher
 } from "./KernelSocket.ts"
 import { eachTurn, type LoopTurns } from "./LoopTurns.ts"
@@ -127,6 +127,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
   class EpollSocket implements KernelSocket {
     readonly fd: number
     readonly #watcher: Watcher
+    /** Its number may be another's, which must not be closed. */
+    #closed = false
 
     constructor(fd: number, watcher: Watcher) {
       this.fd = fd
@@ -143,6 +145,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
 
     close(): void {
       this.pause()
+      if (this.#closed) return
+      this.#closed = true
       close(this.fd)
     }
 
@@ -173,7 +177,7 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       pointTo(reading.words, readAddress, watcher.readLength)
       const length = transfer(RECEIVE, this.fd)
       if (length > 0) return watcher.onRead(chunks.of(length))
-      // Should a collection of garbage have come between and changed it: what comes next on this socket is its end.
+      // A collection of garbage that comes between changes it only where a call of its own fails.
       const error = length === 0 ? 0 : ffi.getInt32(errorAddress)
       if (error === EAGAIN || error === EINTR) return
       this.pause()
@@ -182,15 +186,14 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
   }
 
-  class EpollListener {
+  class EpollListener implements Acceptor {
     readonly #fd: number
-    readonly #onAccepted: OnAccepted
-    #pausing: NodeJS.Timeout | undefined
+    readonly #host: Host
     #stopped = false
 
-    constructor(fd: number, onAccepted: OnAccepted) {
+    constructor(fd: number, host: Host) {
       this.#fd = fd
-      this.#onAccepted = onAccepted
+      this.#host = host
     }
 
     /** Whether the kernel wants to. */
@@ -201,23 +204,27 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     read(): void {
       for (let count = 0; count < ACCEPTED_AT_ONCE && watched[this.#fd] === this; count++) {
         const fd = accept(this.#fd)
-        if (fd === -1) return this.#pauseUnless(ffi.getInt32(errorAddress))
+        if (fd === -1) return this.#waitUnless(ffi.getInt32(errorAddress))
         const peer = peerOf(fd)
+        // It has gone again: nobody is there to be served or told.
         if (peer === null) close(fd)
-        else this.#onAccepted(fd, peer)
+        else this.#host.onAccepted(fd, peer)
       }
     }
 
-    #pauseUnless(error: number): void {
+    #waitUnless(error: number): void {
       if (error === EAGAIN || error === EINTR || error === ECONNABORTED) return
       unwatch(this.#fd, this)
-      this.#pausing = setTimeout(() => this.accept(), ACCEPT_PAUSE_MS)
+      this.#host.onNoRoom(getSystemErrorName(-error))
     }
 
-    readonly stop = (): void => {
+    goOn(): void {
+      if (!this.#stopped && !this.accept()) this.#host.onNoRoom(getSystemErrorName(-ffi.getInt32(errorAddress)))
+    }
+
+    stop(): void {
       if (this.#stopped) return
       this.#stopped = true
-      clearTimeout(this.#pausing)
       unwatch(this.#fd, this)
       close(this.#fd)
     }
@@ -240,11 +247,11 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       const socket = new EpollSocket(fd, watcher)
       return socket.resume() ? socket : null
     },
-    accept: (fd, onAccepted) => {
+    accept: (fd, host) => {
       const own = listenerOf(fd)
       if (own === -1) return null
-      const listener = new EpollListener(own, onAccepted)
-      if (listener.accept()) return listener.stop
+      const listener = new EpollListener(own, host)
+      if (listener.accept()) return listener
       close(own)
       return null
     }

@@ -44,18 +44,24 @@ export interface KernelSocket {
 export interface KernelSockets {
   /** Null where the kernel does not want to. */
   readonly adopt: (fd: number, watcher: Watcher) => KernelSocket | null
-  /**
-   * Tells of each connection to a listening socket: of its descriptor, which is the hearer's from then on. `fd` stays the
-   * caller's, who may close it. What is returned ends it; null where the kernel does not want to.
-   */
-  readonly accept: (fd: number, onAccepted: OnAccepted) => (() => void) | null
+  /** Takes what comes to a listening socket. `fd` stays the caller's, who may close it. Null where the kernel does not want to. */
+  readonly accept: (fd: number, host: Host) => Acceptor | null
 }
 
-/** Called in the event loop; must not throw. */
-export type OnAccepted = (fd: number, peer: Peer) => void
+/** Who is told of what comes. Called in the event loop; must not throw. */
+export interface Host {
+  /** The descriptor is yours from now on. */
+  onAccepted(fd: number, peer: Peer): void
+  /** There is no room for one, by the system's code: those who want to come wait, until it is told to go on. */
+  onNoRoom(code: string): void
+}
 
-/** For as long nothing is accepted where there is no room for one (no descriptor, no memory): those who want to come wait. */
-export const ACCEPT_PAUSE_MS = 100
+export interface Acceptor {
+  goOn(): void
+  /** What it listened with is closed. */
+  stop(): void
+}
+
 /** Connections that are accepted at once, at the most. Then those that are there already have their turn. */
 export const ACCEPTED_AT_ONCE = 4
 

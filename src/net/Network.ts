@@ -4,11 +4,14 @@
  *
  * Accepts and dials, no more: no limits, no protocol, no retries.
  */
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Net from "node:net"
+import type { Acceptor } from "./KernelSocket.ts"
 import { accountOfSockets, kernelSockets } from "./KernelSockets.ts"
 import { descriptorOf } from "./NodeHandles.ts"
 import { accepted, acceptedBy, connect } from "./SocketTransport.ts"
@@ -49,32 +52,61 @@ export class Network extends Context.Service<
 /** PostgreSQL's own default for connections that the kernel holds until they are accepted is small; a restart brings thousands. */
 const BACKLOG = 4096
 
+/** For as long nothing is accepted where there is no room for one: no descriptor, no memory. */
+const NO_ROOM_PAUSE = "100 millis"
+/** That there is none is said no more often than this. */
+const NO_ROOM_WARNING_MS = 60_000
+
 const listen = (
   address: ListenAddress,
   onConnection: (transport: Transport) => void
 ): Effect.Effect<Listening, string, Scope.Scope> =>
   Effect.gen(function* () {
     yield* Effect.logDebug(`sockets are read through ${accountOfSockets()}`)
+    const fork = yield* FiberSet.makeRuntime<never, void, never>()
     const server = Net.createServer({ pauseOnConnect: true }, (socket) => onConnection(accepted(socket)))
     let stopAccepting: () => void = () => server.close()
     yield* Effect.acquireRelease(open(server, address), () => Effect.sync(() => stopAccepting()))
     // An accept that fails (EMFILE) must not end the service; Node goes on accepting by itself.
     server.on("error", () => {})
     const bound = server.address() as Net.AddressInfo
-    const stop = acceptDirectly(server, onConnection)
-    if (stop !== null) {
-      stopAccepting = stop
+    const acceptor = acceptDirectly(server, onConnection, (effect) => void fork(effect))
+    if (acceptor !== null) {
+      stopAccepting = () => acceptor.stop()
       server.close()
     }
     return { host: bound.address, port: bound.port, stopAccepting: Effect.sync(() => stopAccepting()) }
   })
 
 /** Past Node, which has bound it and not accepted anything yet; null where that cannot be. */
-const acceptDirectly = (server: Net.Server, onConnection: (transport: Transport) => void): (() => void) | null => {
+const acceptDirectly = (
+  server: Net.Server,
+  onConnection: (transport: Transport) => void,
+  fork: (effect: Effect.Effect<void>) => void
+): Acceptor | null => {
   const kernel = kernelSockets()
   const fd = descriptorOf(server)
   if (kernel === null || fd < 0) return null
-  return kernel.accept(fd, (accepted, peer) => onConnection(acceptedBy(kernel, accepted, peer)))
+  let warnedAt = Number.NEGATIVE_INFINITY
+  const warn = (code: string) =>
+    Effect.flatMap(Clock.currentTimeMillis, (now) => {
+      if (now - warnedAt < NO_ROOM_WARNING_MS) return Effect.void
+      warnedAt = now
+      return Effect.logWarning(
+        `new clients wait: the system has no room for a connection (${code}); EMFILE: raise the limit of open files`
+      )
+    })
+  const acceptor = kernel.accept(fd, {
+    onAccepted: (accepted, peer) => onConnection(acceptedBy(kernel, accepted, peer)),
+    onNoRoom: (code) =>
+      fork(
+        warn(code).pipe(
+          Effect.andThen(Effect.sleep(NO_ROOM_PAUSE)),
+          Effect.andThen(Effect.sync(() => acceptor?.goOn()))
+        )
+      )
+  })
+  return acceptor
 }
 
 const open = (server: Net.Server, address: ListenAddress): Effect.Effect<void, string> =>

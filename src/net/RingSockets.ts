@@ -13,11 +13,11 @@ import type * as Ffi from "node:ffi"
 import { getSystemErrorName } from "node:util"
 import { ACCEPT_FLAGS, descriptors } from "./Descriptors.ts"
 import {
-  ACCEPT_PAUSE_MS,
   ACCEPTED_AT_ONCE,
+  type Acceptor,
+  type Host,
   type KernelSocket,
   type KernelSockets,
-  type OnAccepted,
   type Watcher
 } from "./KernelSocket.ts"
 import { eachTurn, type LoopTurns } from "./LoopTurns.ts"
@@ -84,6 +84,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     #reading = false
     #paused = false
     #left = false
+    /** Its number may be another's, which must not be closed. */
+    #closed = false
     /** What was read while it was paused: a chunk, or its end, as `onRead` has it. */
     #kept: Buffer | number | null = null
     /** Of the read that is with the kernel, or about to be. */
@@ -208,6 +210,8 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
 
     close(): void {
+      if (this.#closed) return
+      this.#closed = true
       this.flush()
       if (!this.#left) this.#depart()
       ring.close(this.fd)
@@ -243,23 +247,24 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
     }
   }
 
-  class RingListener {
+  class RingListener implements Acceptor {
     readonly #token: number
     readonly #fd: number
-    readonly #onAccepted: OnAccepted
+    readonly #host: Host
     /** Those that are with the kernel. */
     #accepting = 0
-    #pausing = false
+    /** It was told that there is no room. */
+    #waits = false
     #stopped = false
 
-    constructor(token: number, fd: number, onAccepted: OnAccepted) {
+    constructor(token: number, fd: number, host: Host) {
       this.#token = token
       this.#fd = fd
-      this.#onAccepted = onAccepted
+      this.#host = host
     }
 
     accept(): void {
-      for (; !this.#stopped && this.#accepting < ACCEPTED_AT_ONCE; this.#accepting++) {
+      for (; this.#accepting < ACCEPTED_AT_ONCE; this.#accepting++) {
         ring.accept(this.#token, this.#fd, ACCEPT_FLAGS)
       }
       submitUnlessInTurn()
@@ -273,25 +278,28 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
         if (this.#accepting === 0) listeners.free(this.#token)
         return
       }
-      if (result < 0 && result !== -ECONNABORTED && result !== -EAGAIN && result !== -EINTR) return this.#pause()
+      if (result < 0 && result !== -ECONNABORTED && result !== -EAGAIN && result !== -EINTR) return this.#wait(result)
       this.accept()
       if (result < 0) return
       const peer = peerOf(result)
+      // It has gone again: nobody is there to be served or told.
       if (peer === null) close(result)
-      else this.#onAccepted(result, peer)
+      else this.#host.onAccepted(result, peer)
     }
 
-    /** Others may be with the kernel, but wait for a connection that is yet to come. */
-    #pause(): void {
-      if (this.#pausing) return
-      this.#pausing = true
-      setTimeout(() => {
-        this.#pausing = false
-        this.accept()
-      }, ACCEPT_PAUSE_MS)
+    /** Others may be with the kernel, but these wait for a connection that is yet to come. */
+    #wait(error: number): void {
+      if (this.#waits) return
+      this.#waits = true
+      this.#host.onNoRoom(getSystemErrorName(error))
     }
 
-    readonly stop = (): void => {
+    goOn(): void {
+      this.#waits = false
+      if (!this.#stopped) this.accept()
+    }
+
+    stop(): void {
       if (this.#stopped) return
       this.#stopped = true
       turns.remove()
@@ -342,15 +350,15 @@ export const open = (ffi: typeof Ffi): KernelSockets | string => {
       submitUnlessInTurn()
       return socket
     },
-    accept: (fd, onAccepted) => {
+    accept: (fd, host) => {
       const own = listenerOf(fd)
       if (own === -1) return null
       const token = listeners.next()
-      const listener = new RingListener(token, own, onAccepted)
+      const listener = new RingListener(token, own, host)
       listeners.give(token, listener)
       turns.add()
       listener.accept()
-      return listener.stop
+      return listener
     }
   }
 }

@@ -3,7 +3,9 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { execFile, spawn, spawnSync } from "node:child_process"
 import { createHash } from "node:crypto"
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs"
+import { closeSync, fstatSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs"
+import type * as Ffi from "node:ffi"
+import { createRequire } from "node:module"
 import * as Net from "node:net"
 import { platform, tmpdir } from "node:os"
 import { join } from "node:path"
@@ -13,7 +15,9 @@ import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { Worker } from "node:worker_threads"
 import type { Peer } from "../../src/net/Descriptors.ts"
+import type { Acceptor } from "../../src/net/KernelSocket.ts"
 import { accountOfSockets, kernelSockets } from "../../src/net/KernelSockets.ts"
+import { nativeMemory } from "../../src/net/NativeMemory.ts"
 import { descriptorOf } from "../../src/net/NodeHandles.ts"
 import { accepted, acceptedBy } from "../../src/net/SocketTransport.ts"
 import type { Handshake } from "../../src/net/Tls.ts"
@@ -38,11 +42,13 @@ const listening = async (): Promise<Net.Server> => {
   return server
 }
 
-const dialled = (server: Net.Server): Net.Socket => {
-  const peer = Net.connect((server.address() as Net.AddressInfo).port, "127.0.0.1")
+const dialledAt = (port: number): Net.Socket => {
+  const peer = Net.connect(port, "127.0.0.1")
   peer.on("error", () => {})
   return peer
 }
+
+const dialled = (server: Net.Server): Net.Socket => dialledAt((server.address() as Net.AddressInfo).port)
 
 /** What Node has accepted. `whileDialled`: before it is, when its peer's end is there. */
 const pairOfNodeWhile = (whileDialled: () => void) =>
@@ -66,26 +72,34 @@ const pairOfNodeWhile = (whileDialled: () => void) =>
 const pairOfNode = pairOfNodeWhile(() => {})
 
 /** What the kernel has accepted for us. */
+interface PairOfOurs extends Pair {
+  readonly fd: number
+  readonly acceptor: Acceptor
+}
+
 const pairOfOurs = Effect.acquireRelease(
-  Effect.promise(async () => {
+  Effect.promise(async (): Promise<PairOfOurs> => {
     const kernel = kernelSockets()!
     const server = await listening()
-    let stop: (() => void) | null = null
+    let acceptor: Acceptor | null = null
     const arrived = new Promise<readonly [fd: number, peer: Peer]>((resolve) => {
-      stop = kernel.accept(descriptorOf(server), (...connection) => resolve(connection))
+      acceptor = kernel.accept(descriptorOf(server), {
+        onAccepted: (...connection) => resolve(connection),
+        onNoRoom: () => {}
+      })
     })
     const peer = dialled(server)
     server.close()
     let transport: Transport | null = null
     const [fd, address] = await arrived
     const accept = () => (transport ??= acceptedBy(kernel, fd, address))
-    return { stop: stop!, accept, peer } as Pair & { readonly stop: () => void }
+    return { fd, acceptor: acceptor!, accept, peer }
   }),
-  ({ stop, accept, peer }) =>
+  ({ acceptor, accept, peer }) =>
     Effect.sync(() => {
       peer.destroy()
       accept().destroy()
-      stop()
+      acceptor.stop()
     })
 )
 
@@ -836,5 +850,223 @@ describe.skipIf(platform() !== "linux").each(kinds)("sockets that %s, by the ker
         assert.strictEqual(received === said, !leaves)
       }
     })
+  )
+})
+
+/** The C library's calls for options of sockets. */
+const options = () => {
+  const ffi = createRequire(import.meta.url)("node:ffi") as typeof Ffi
+  const { functions } = ffi.dlopen(null, {
+    getsockopt: { arguments: ["int32", "int32", "int32", "pointer", "pointer"], return: "int32" },
+    setsockopt: { arguments: ["int32", "int32", "int32", "pointer", "int32"], return: "int32" }
+  })
+  return { ...functions, value: nativeMemory(ffi, 4), length: nativeMemory(ffi, 4) }
+}
+
+const SO_SNDBUF = 7
+const SO_RCVBUF = 8
+
+const limitBuffer = (fd: number, which: number): void => {
+  const { setsockopt, value } = options()
+  value.words[0] = 32 * 1024
+  assert.strictEqual(setsockopt(fd, 1, which, value.address, 4), 0)
+}
+
+describe.skipIf(platform() !== "linux")("what the kernel has accepted for us", () => {
+  /** Descriptors that others have got, among them the number that was free. */
+  const opened = (number: number) =>
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        const folder = mkdtempSync(join(tmpdir(), "perseus-descriptor-"))
+        const others = [openSync(join(folder, "0"), "w+")]
+        while (!others.includes(number)) others.push(openSync(join(folder, `${others.length}`), "w+"))
+        return { folder, others }
+      }),
+      ({ folder, others }) =>
+        Effect.sync(() => {
+          for (const other of others) closeSync(other)
+          rmSync(folder, { recursive: true })
+        })
+    )
+
+  const sizes = (others: ReadonlyArray<number>) => others.map((other) => fstatSync(other).size)
+
+  it.live("is closed once, by whoever ended it, however often that is said: the number is another's then", () =>
+    Effect.gen(function* () {
+      const destroyed = yield* pairOfOurs
+      const ended = yield* pairOfOurs
+      const [first, second] = [destroyed.accept(), ended.accept()]
+      const over = new Promise<string | null>((resolve) => {
+        second.handler = { onData: () => {}, onDrain: () => {}, onClose: resolve }
+      })
+      first.destroy()
+      ended.peer.end()
+      assert.isNull(yield* Effect.promise(() => over))
+      yield* turns(2)
+      for (const number of [destroyed.fd, ended.fd]) {
+        const { others } = yield* opened(number)
+        for (const transport of [first, second]) {
+          transport.write(Buffer.from("a tenant's secret"))
+          transport.pause()
+          transport.resume()
+          assert.isTrue(transport.flushed)
+          transport.end(Buffer.from("a tenant's secret"))
+          transport.destroy()
+        }
+        yield* turns(2)
+        // Throws where one is closed.
+        assert.deepStrictEqual(
+          sizes(others),
+          others.map(() => 0)
+        )
+      }
+    })
+  )
+
+  it.live("has what is left of it dropped where it is destroyed in the turn of a write that is taken in part", () =>
+    Effect.gen(function* () {
+      const piece = (length = 10_000) => Buffer.alloc(length, "secret")
+      /** Its peer reads nothing, and what lies between the two is always as long. */
+      const stalledPair = Effect.map(pairOfOurs, (pair) => {
+        pair.peer.pause()
+        limitBuffer(pair.fd, SO_SNDBUF)
+        limitBuffer(descriptorOf(pair.peer), SO_RCVBUF)
+        return pair
+      })
+      const clock = yield* pairOfOurs
+      const ticking = clock.accept()
+      const probe = (yield* stalledPair).accept()
+      let taken = 0
+      // Its peer takes some before it notices that nobody reads.
+      for (; probe.flushed; taken++) {
+        probe.write(piece())
+        yield* turns(2)
+      }
+      for (let round = 0; round < 5; round++) {
+        const [former, other] = [yield* stalledPair, yield* pairOfOurs]
+        const [from, to] = [former.accept(), other.accept()]
+        // What it has heard is kept, so that no read of it is with the kernel: its token is free at once.
+        from.pause()
+        yield* sent(former.peer, "x")
+        yield* turns(3)
+        for (let count = 1; count < taken; count++) {
+          from.write(piece())
+          yield* turns(2)
+        }
+        const heard = new Promise<string>((resolve) => {
+          other.peer.once("data", (bytes: Buffer) => resolve(bytes.toString("latin1")))
+        })
+        const done = new Promise<void>((resolve) => {
+          ticking.handler = handler(() => {
+            from.write(piece(60_000))
+            from.destroy()
+            to.write(Buffer.from("for the other"))
+            resolve()
+          })
+        })
+        yield* sent(clock.peer, "now")
+        yield* Effect.promise(() => done)
+        const { others } = yield* opened(former.fd)
+        const later = yield* pairOfOurs
+        let words = ""
+        later.accept().handler = handler((chunk) => void (words += chunk.toString("latin1")))
+        later.peer.on("data", (bytes: Buffer) => void (words += bytes.toString("latin1")))
+        former.peer.resume()
+        yield* turns(10)
+        assert.strictEqual(yield* Effect.promise(() => heard), "for the other")
+        assert.strictEqual(words, "")
+        assert.deepStrictEqual(
+          sizes(others),
+          others.map(() => 0)
+        )
+      }
+    })
+  )
+
+  it.live("does not wait to send what is written, looks after its peer, and is not given to other programs", () =>
+    Effect.gen(function* () {
+      const { fd } = yield* pairOfOurs
+      const { getsockopt, value, length } = options()
+      const option = (level: number, name: number): number => {
+        length.words[0] = 4
+        assert.strictEqual(getsockopt(fd, level, name, value.address, length.address), 0)
+        return value.words[0]!
+      }
+      const [nagleOff, keptAlive, idle, interval, count] = [
+        option(6, 1),
+        option(1, 9),
+        option(6, 4),
+        option(6, 5),
+        option(6, 6)
+      ]
+      assert.deepStrictEqual(
+        { nagleOff, keptAlive, idle, interval, count },
+        {
+          nagleOff: 1,
+          keptAlive: 1,
+          idle: 60,
+          interval: 1,
+          count: 10
+        }
+      )
+      const flags = Number.parseInt(/^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "latin1"))![1]!, 8)
+      // O_CLOEXEC, O_NONBLOCK
+      assert.strictEqual(flags & 0o2004000, 0o2004000)
+    })
+  )
+
+  it.live(
+    "is all closed where its listener stops between it and those that come next, or where it had gone again",
+    () =>
+      Effect.gen(function* () {
+        const descriptors = () => readdirSync("/proc/self/fd").length
+        const kernel = kernelSockets()!
+        const before = descriptors()
+        for (let round = 0; round < 5; round++) {
+          const server = yield* Effect.promise(listening)
+          const { port } = server.address() as Net.AddressInfo
+          let acceptor: Acceptor | null = null
+          let told = 0
+          const first = new Promise<void>((resolve) => {
+            acceptor = kernel.accept(descriptorOf(server), {
+              onAccepted: (fd) => {
+                told++
+                closeSync(fd)
+                acceptor!.stop()
+                resolve()
+              },
+              onNoRoom: () => {}
+            })
+          })
+          server.close()
+          // They come and go while this process does nothing else.
+          const program = `
+          const net = require("node:net")
+          let count = 0
+          for (let index = 0; index < 8; index++) {
+            const socket = net.connect(${port}, "127.0.0.1", () => {
+              if (index < 4) socket.resetAndDestroy()
+              if (++count === 8) setTimeout(() => process.exit(), 20)
+            })
+            socket.on("error", () => {})
+          }`
+          const child = spawnSync(execPath, ["--eval", program], { stdio: "ignore" })
+          assert.strictEqual(child.status, 0)
+          const last = dialledAt(port)
+          yield* Effect.promise(() =>
+            Promise.race([first, new Promise<void>((resolve) => last.once("close", resolve))])
+          )
+          acceptor!.stop()
+          yield* turns(3)
+          const others = Array.from({ length: 300 }, () => openSync("/dev/null", "r"))
+          acceptor!.stop()
+          yield* turns(3)
+          // Throws where one is closed.
+          for (const other of others) closeSync(other)
+          assert.isAtMost(told, 1)
+          last.destroy()
+        }
+        yield* until(() => descriptors() <= before)
+      })
   )
 })
