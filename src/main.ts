@@ -118,8 +118,9 @@ process.removeAllListeners("warning").on("warning", (warning) => {
 })
 
 // Serving a transaction leaves nothing for V8 to collect but what is young. A login does, and V8 lets all memory more than double
-// before it looks: 10,000 clients that came at once took 12 to 13 kB each, with this 10 to 11; a login costs the same.
-setFlagsFromString("--heap-growing-percent=50")
+// before it looks. 10,000 clients that came, went and came again, three times: 11.5 kB each where it may grow by a half, 10.2 by a
+// fifth. A login costs the same.
+setFlagsFromString("--heap-growing-percent=20")
 
 // As Node itself goes by.
 if (process.env["UV_USE_IO_URING"] === "0") forbidRing("UV_USE_IO_URING is 0")
