@@ -123,7 +123,6 @@ export class Pool {
    * than it was, connections with the old one are of an old generation: they finish what they are at, and are closed.
    */
   retain(placement: TenantPlacement, settings: ClientSettings): PoolTenant {
-    this.#wake()
     const { tenant, outdated } = this.#tenants.retain(placement, this.#rules, settings)
     if (outdated !== null) this.retire(outdated)
     return tenant
@@ -431,6 +430,8 @@ export class Pool {
   // ---- opened and ended
 
   #opened(connection: Connection): void {
+    // It will be due at a time that a rest knows nothing of, which may have begun where the one it was opened for has left.
+    this.#wake()
     const { group } = connection
     // In session mode nobody else could use it.
     if (group.owner?.references === 0) return this.#connections.close(connection)
@@ -535,7 +536,6 @@ export class Pool {
    * reports once they hold there. Asked once, then remembered. Fails with the server's own words where it refuses a setting.
    */
   greeting(tenant: PoolTenant, settings: ClientSettings): Effect.Effect<Buffer, SessionFault> {
-    this.#wake()
     return Greeting.greeting(this, this.#connector, tenant, settings)
   }
 

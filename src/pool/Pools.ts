@@ -78,8 +78,9 @@ export class Pools extends Context.Service<
 
       let tlsInForce = tls.toServers()
       const sweep = (now: number): void => {
-        const hasChanged = tls.toServers() !== tlsInForce
-        tlsInForce = tls.toServers()
+        const rules = tls.toServers()
+        const hasChanged = rules !== tlsInForce
+        tlsInForce = rules
         for (const pool of pools.values()) if (hasChanged || pool.isDue(now)) pool.sweep(now)
       }
       yield* Effect.sleep(SWEEP_PERIOD_MS).pipe(

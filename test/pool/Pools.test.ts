@@ -14,6 +14,8 @@ import { noSettings } from "../../src/pool/Reset.ts"
 import * as MemoryNetwork from "../../src/testing/MemoryNetwork.ts"
 import * as MemoryPostgres from "../../src/testing/MemoryPostgres.ts"
 
+const IDLE_SECS = 60
+
 const placement: Placement = {
   destination: { label: "db", host: "db", port: 5432, database: "shop" },
   tenantKey: "red",
@@ -34,31 +36,50 @@ const config = Effect.fromResult(
         MaxOpen: 4,
         ConnCreateTimeoutSecs: 5,
         ConnCloseTimeoutSecs: 2,
-        SchemaExecTimeoutSecs: 3
+        SchemaExecTimeoutSecs: 3,
+        MaxIdletimeSecs: IDLE_SECS
       }
     }),
     (problems) => new Error(problems.join("; "))
   )
 )
 
+/** All pools over a server in memory, under a rule of TLS that can be changed. */
+const surrounded = Effect.gen(function* () {
+  const network = MemoryNetwork.make()
+  const postgres = yield* MemoryPostgres.make({ users: { app: "secret" } })
+  postgres.attach(network, "db", 5432)
+  let rule: TlsToServers = { mode: "disable" }
+  const tls = LiveTls.of({ toClients: () => ({ mode: "disable" }), toServers: () => rule })
+  const layer = Pools.layer.pipe(
+    Layer.provide([LiveConfig.layer(Effect.orDie(config)), Layer.succeed(LiveTls, tls), network.layer])
+  )
+  const pools = yield* Effect.provide(Pools, yield* Layer.build(layer))
+  const changeRule = () => void (rule = { mode: "disable" })
+  return { changeRule, ...(yield* pools.place(placement, noSettings)) }
+})
+
 describe("a pool in which nothing happens", () => {
   it.effect("closes what was opened under another rule of TLS all the same", () =>
     Effect.gen(function* () {
-      const network = MemoryNetwork.make()
-      const postgres = yield* MemoryPostgres.make({ users: { app: "secret" } })
-      postgres.attach(network, "db", 5432)
-      let rule: TlsToServers = { mode: "disable" }
-      const tls = LiveTls.of({ toClients: () => ({ mode: "disable" }), toServers: () => rule })
-      const layer = Pools.layer.pipe(
-        Layer.provide([LiveConfig.layer(Effect.orDie(config)), Layer.succeed(LiveTls, tls), network.layer])
-      )
-      const pools = yield* Effect.provide(Pools, yield* Layer.build(layer))
-      const { pool, tenant } = yield* pools.place(placement, noSettings)
+      const { changeRule, pool, tenant } = yield* surrounded
       yield* pool.greeting(tenant, noSettings)
       yield* TestClock.adjust("10 seconds")
       assert.deepInclude(pool.snapshot(), { open: 1, idle: 1 })
-      rule = { mode: "disable" }
+      changeRule()
       yield* TestClock.adjust(SWEEP_PERIOD_MS)
+      assert.deepInclude(pool.snapshot(), { idle: 0 })
+    })
+  )
+
+  it.effect("closes in its time what was opened after a rest", () =>
+    Effect.gen(function* () {
+      const { pool, tenant } = yield* surrounded
+      const greeting = pool.greeting(tenant, noSettings)
+      yield* TestClock.adjust("1 second")
+      yield* greeting
+      assert.deepInclude(pool.snapshot(), { open: 1, idle: 1 })
+      yield* TestClock.adjust(IDLE_SECS * 1000 + 2 * SWEEP_PERIOD_MS)
       assert.deepInclude(pool.snapshot(), { idle: 0 })
     })
   )
