@@ -190,7 +190,10 @@ const LimitSettings = Schema.Struct({
   QueryTimeoutSecs: orElse(integer("How long one query may run; 0: no limit.", 0), 0),
   MaxClients: orElse(integer("Client connections in all; 0: no limit.", 0), 10_000),
   MaxClientsPerTenant: orElse(integer("Client connections of one tenant; 0: no limit.", 0), 0),
-  MaxServersPerTenant: orElse(integer("Server connections lent to one tenant at once; 0: no limit.", 0), 0),
+  MaxServersPerTenant: orElse(
+    integer("Server connections lent to one tenant at once; 0: no limit; -1: what other active tenants leave.", -1),
+    -1
+  ),
   ServerCheckDelaySecs: orElse(integer("Idle time after which a server connection is tested before use; 0: never.", 0), 30)
 })
 

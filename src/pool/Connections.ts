@@ -74,6 +74,7 @@ export class Connections {
   /** It is idle; what it is from now on is the caller's to say. */
   removeIdle(connection: Connection): void {
     connection.group.idle.remove(connection)
+    connection.keptUntil = 0
     this.#idle--
     const idle = connection.tenant?.idle
     if (idle === undefined || idle.length === 0) return

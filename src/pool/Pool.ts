@@ -7,7 +7,7 @@
  *
  * Owns the queues and the leases: who waits, whose turn it is, who is lent what. All else is its parts'. They share one
  * context, tell the pool by callbacks what has happened, and call none of their number but those named before them: `Tenants`
- * (who has a place), `Quota` (how much each may hold), `Connections` (their accounts and their end), `Retirement` (which are of
+ * (who has a place), `Quota` (how much each may hold), `Visits` (how long one stays with a tenant), `Connections` (their accounts and their end), `Retirement` (which are of
  * an old rule), `Connector` (dialling, and the pauses between), `Slots` (for whom a connection is opened), `Preparations` (what
  * is said before a lease), `LeaseQuestions` (what is asked during one), `Cancels`, `Eviction` (which are too
  * many or too old), `Greeting` (what a login is greeted with).
@@ -41,7 +41,7 @@ import { Retirement } from "./Retirement.ts"
 import type { ConversationEnd } from "./ServerConnection.ts"
 import { Slots } from "./Slots.ts"
 import { Tenants, type TenantPlacement, type TenantRules } from "./Tenants.ts"
-import { QUANTUM } from "./WaitQueue.ts"
+import { Visits } from "./Visits.ts"
 
 export class Pool {
   readonly #context: PoolContext
@@ -55,6 +55,7 @@ export class Pool {
   readonly #questions: LeaseQuestions
   readonly #cancels: Cancels
   readonly #eviction: Eviction
+  readonly #visits: Visits
   /** Called when nothing is open any more. */
   #onEmpty: (() => void) | null = null
   /** Until then nothing here is overdue, unless somebody wants something; 0: it is not at rest. */
@@ -74,6 +75,7 @@ export class Pool {
     this.#questions = new LeaseQuestions(context, (connection) => this.#giveUp(connection))
     this.#cancels = new Cancels(context, (connection) => this.#cancelEnded(connection))
     this.#eviction = new Eviction(context, this.#connections, this.#cancels)
+    this.#visits = new Visits(context, this.#connections, () => this.#serveAll())
   }
 
   /** Lives as long as the scope; its end refuses all who wait and closes every connection, in order and then by force. */
@@ -175,12 +177,18 @@ export class Pool {
     if (this.#context.closing) return new ShuttingDown()
     this.#wake()
     const now = this.#context.now()
-    const group = client.tenant.group
+    const { tenant, waiter } = client
+    const { group, lane } = tenant
     const fault = this.#connector.inVain(group, now)
     if (fault !== null) return fault
-    group.queue.enter(client.tenant.lane, client.waiter, now)
-    if (group.idle.longest !== null) this.#serve(group)
-    else this.#slots.ensureOpening(group)
+    const kept = keptFor(tenant)
+    if (lane.first === null) this.#visits.returned(tenant, kept)
+    group.queue.enter(lane, waiter, now)
+    if (kept !== null && this.#quota.allows(tenant)) {
+      this.#connections.removeIdle(kept)
+      this.#grantNext(kept, tenant)
+    } else if (group.idle.longest === null) this.#slots.ensureOpening(group)
+    else this.#serve(group)
     return null
   }
 
@@ -274,10 +282,14 @@ export class Pool {
       const connection = this.#idleFor(tenant)
       if (connection === null) break
       this.#connections.removeIdle(connection)
-      this.#beginVisit(connection, tenant)
-      this.#grantNext(connection, tenant)
+      this.#receive(connection, tenant)
     }
     this.#slots.ensureOpening(group)
+  }
+
+  #serveAll(): void {
+    this.#eviction.closeAboveMaxIdle()
+    for (const group of this.#tenants.groups) if (group.queue.length > 0) this.#serve(group)
   }
 
   #nextTenant(group: CredentialGroup): PoolTenant | null {
@@ -289,17 +301,14 @@ export class Pool {
     return group.queue.length > 0 && this.#nextTenant(group) !== null ? group.queue.length : 0
   }
 
-  #beginVisit(connection: Connection, tenant: PoolTenant): void {
-    connection.turns = 0
-    tenant.group.queue.endTurn(tenant.lane)
-  }
-
   /** Its own with its path still set; else the one that was idle longest, if it may be switched. */
   #idleFor(tenant: PoolTenant): Connection | null {
     const own = lastOf(tenant.idle)
     if (own !== null) return own
     let connection = tenant.group.idle.longest
-    while (connection !== null && !this.#maySwitch(connection, tenant)) connection = connection.shorterIdle
+    while (connection !== null && (!this.#maySwitch(connection, tenant) || this.#visits.isKept(connection))) {
+      connection = connection.shorterIdle
+    }
     return connection
   }
 
@@ -314,8 +323,9 @@ export class Pool {
         : this.#reset(connection)
     }
     const { group } = connection
-    if (this.#visitLasts(connection, group)) return this.#grantNext(connection, connection.tenant!)
-    if (connection.turns >= QUANTUM && connection.tenant?.group === group) group.queue.endTurn(connection.tenant.lane)
+    const guest = this.#mayGoOn(connection)
+    if (guest !== null && guest.lane.first !== null) return this.#grantNext(connection, guest)
+    if (guest === null && connection.tenant?.group === group) group.queue.endTurn(connection.tenant.lane)
     if (this.#slots.mustHandOver(connection)) return this.#connections.close(connection)
     const tenant = this.#nextTenant(group)
     if (tenant === null) {
@@ -323,8 +333,10 @@ export class Pool {
       return this.#eviction.closeAboveMaxIdle()
     }
     if (!this.#maySwitch(connection, tenant)) return this.#connections.close(connection)
-    this.#beginVisit(connection, tenant)
-    this.#grantNext(connection, tenant)
+    if (guest !== null && guest !== tenant && this.#visits.keeps(connection, guest)) {
+      return this.#connections.makeIdle(connection)
+    }
+    this.#receive(connection, tenant)
   }
 
   /** Now, and not when it is next lent: what its last client held is in others' way. */
@@ -348,22 +360,24 @@ export class Pool {
     this.#tenants.assign(connection, owner)
   }
 
-  /** The connection's tenant has clients waiting and its quantum is not used up. */
-  #visitLasts(connection: Connection, group: CredentialGroup): boolean {
-    const tenant = connection.tenant
-    return (
-      tenant !== null &&
-      tenant.group === group &&
-      tenant.lane.first !== null &&
-      connection.turns < QUANTUM &&
-      this.#quota.allows(tenant)
-    )
+  /** The connection's tenant, if its visit may go on. */
+  #mayGoOn(connection: Connection): PoolTenant | null {
+    const { group, tenant } = connection
+    return tenant !== null && tenant.group === group && this.#visits.lasts(connection) && this.#quota.allows(tenant)
+      ? tenant
+      : null
   }
 
   #maySwitch(connection: Connection, tenant: PoolTenant): boolean {
     return (
       connection.tenant === tenant || connection.tenant === null || this.#context.settings.TenantSwitch !== "reconnect"
     )
+  }
+
+  /** The tenant's visit begins. */
+  #receive(connection: Connection, tenant: PoolTenant): void {
+    this.#visits.begin(connection, tenant, this.#context.now())
+    this.#grantNext(connection, tenant)
   }
 
   /** To the first of the tenant's waiters. */
@@ -380,13 +394,14 @@ export class Pool {
     this.#preparations.begin(connection, client, conversation, now)
   }
 
-  #prepared({ client, connection, conversation, since }: Preparation, end: ConversationEnd): void {
+  #prepared({ begunAt, client, connection, conversation, since }: Preparation, end: ConversationEnd): void {
     this.#quota.release(connection)
     const isNew = connection.tenant === null
     const { settingsFrom } = conversation
     let detail: string
     switch (end._tag) {
       case "Done":
+        if (conversation.forgets === true) this.#visits.switched(this.#context.preciseNow() - begunAt)
         this.#reached()
         if (client === null) return this.#settle(connection)
         this.#context.statistics.waited(this.#context.now() - since)
@@ -491,6 +506,7 @@ export class Pool {
   sweep(now: number): void {
     this.#context.sweptAt = now
     this.#retirement.followTls()
+    this.#quota.sweep(now)
     this.#eviction.sweep(now)
     // A copy: who has taken too long loses its connection, and its place goes to another.
     for (const connection of Array.from(this.#connections.all)) connection.lessee?.onSweep(now)
@@ -523,10 +539,10 @@ export class Pool {
     this.#context.settings = limits.pool
     this.#context.limits = limits.limits
     this.#context.server = limits.server
+    this.#quota.reckon()
     if (this.#context.settings.ExtraSchemas.join("\0") !== extraSchemas) this.#setPaths()
     this.#eviction.closeAboveMaxOpen()
-    this.#eviction.closeAboveMaxIdle()
-    for (const group of this.#tenants.groups) if (group.queue.length > 0) this.#serve(group)
+    this.#serveAll()
   }
 
   // ---- what others ask
@@ -584,6 +600,11 @@ export class Pool {
       )
     })
   }
+}
+
+const keptFor = ({ idle }: PoolTenant): Connection | null => {
+  const own = lastOf(idle)
+  return own !== null && own.keptUntil !== 0 ? own : null
 }
 
 /** Of an empty array `[-1]` would be looked up as the name "-1", 0.3 µs. */

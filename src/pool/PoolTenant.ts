@@ -63,6 +63,10 @@ export type Mode = "transaction" | "session" | "statement"
 export class Usage {
   readonly tenantKey: string
   leased = 0
+  /** Of those. */
+  pinned = 0
+  /** In which it was lent one last, as `Quota` counts them. */
+  period = 0
   /** PoolTenants that count here. */
   references = 0
 
@@ -70,6 +74,10 @@ export class Usage {
     this.tenantKey = tenantKey
   }
 }
+
+export const RETURNS_MOST = 3
+
+export const NEVER_LEFT = Number.NEGATIVE_INFINITY
 
 export class PoolTenant {
   readonly key: string
@@ -87,6 +95,10 @@ export class PoolTenant {
   readonly idle: Array<Connection> = []
   /** Sessions and connections that refer to it. */
   references = 0
+  /** How often lately its clients were back in time for another transaction: 0 to RETURNS_MOST. */
+  returns = RETURNS_MOST - 1
+  /** When its last visit ended with nobody waiting and no connection kept for it, on the clock's milliseconds. */
+  leftAt = NEVER_LEFT
   /** The switch to this path and these settings: made once, for a tenant's clients mostly have the same. */
   switching: {
     readonly path: ReadonlyArray<string>

@@ -22,6 +22,8 @@ export interface Preparation {
   readonly conversation: Conversation
   /** When the client began to wait. */
   readonly since: number
+  /** Precisely. */
+  readonly begunAt: number
 }
 
 export class Preparations {
@@ -58,7 +60,13 @@ export class Preparations {
     else if (conversation === checkConversation) statistics.checks++
     else statistics.settingChanges++
     connection.state = "preparing"
-    const preparation: Preparation = { connection, client, conversation, since: waiter.since }
+    const preparation: Preparation = {
+      connection,
+      client,
+      conversation,
+      since: waiter.since,
+      begunAt: this.#context.preciseNow()
+    }
     this.#running.set(client, preparation)
     // Its last session may end before the answer comes; the tenant is still ours then.
     tenant.references++

@@ -82,6 +82,8 @@ export class ServerConnection<Tenant, Group> implements TransportHandler, Idler<
   idleSince: number
   /** The pool's count of those that became idle, when this one last did. */
   idleTurn = 0
+  /** While it is idle, until then its own tenant's alone, on the clock's milliseconds; 0: anybody's. */
+  keptUntil = 0
   longerIdle: ServerConnection<Tenant, Group> | null = null
   shorterIdle: ServerConnection<Tenant, Group> | null = null
   /** Whose path it carries; null until the first switch. */
@@ -95,8 +97,10 @@ export class ServerConnection<Tenant, Group> implements TransportHandler, Idler<
   mustReset = false
   /** It stays with its client between transactions, and counts against MaxPinned. */
   pinned = false
-  /** Transactions since its last tenant switch. */
+  /** Transactions of the visit that its tenant has here. */
   turns = 0
+  /** Clock's milliseconds. */
+  visitBegan = 0
   readonly statements = new ServerStatements()
   cancelsInFlight = 0
   /** Told when they have ended. */

@@ -52,7 +52,7 @@ describe("a good file", () => {
       QueryTimeoutSecs: 0,
       MaxClients: 10000,
       MaxClientsPerTenant: 0,
-      MaxServersPerTenant: 0,
+      MaxServersPerTenant: -1,
       ServerCheckDelaySecs: 30
     })
     assert.deepStrictEqual(config.LoginSettings, {

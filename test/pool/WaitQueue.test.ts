@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Lane, QUANTUM, Waiter, WaitQueue } from "../../src/pool/WaitQueue.ts"
+import { Lane, LONG_QUANTUM, QUANTUM, Waiter, WaitQueue } from "../../src/pool/WaitQueue.ts"
 import { seeded, type Chance } from "../support/random.ts"
 
 type Queue = WaitQueue<string, string>
@@ -88,6 +88,51 @@ describe("whose turn it is", () => {
     assert.strictEqual(queue.peek((lane) => lane.owner !== "a")?.owner, "b")
     assert.isNull(queue.peek(() => false))
     assert.strictEqual(queue.peek(anyone)?.owner, "a")
+  })
+})
+
+describe("a tenant that waits", () => {
+  const busy = () => {
+    const queue: Queue = new WaitQueue()
+    const [often, seldom] = [new Lane<string, string>("often"), new Lane<string, string>("seldom")]
+    return { queue, often, seldom, take: (lane: Lane<string, string>) => (queue.endTurn(lane), queue.take(lane)) }
+  }
+
+  it("is fresh until it has its visit", () => {
+    const { queue, seldom, take } = busy()
+    enter(queue, seldom, "a")
+    enter(queue, seldom, "b")
+    assert.isTrue(queue.somebodyIsFresh)
+    take(seldom)
+    assert.isFalse(queue.somebodyIsFresh)
+  })
+
+  it("is fresh again when it has been away for a long visit of each who waits, and of one more", () => {
+    const { queue, often, seldom, take } = busy()
+    enter(queue, seldom, "a")
+    take(seldom)
+    for (let turn = 0; turn < 2 * LONG_QUANTUM - 1; turn++) {
+      enter(queue, often, "x")
+      take(often)
+    }
+    enter(queue, often, "x")
+    const early = enter(queue, seldom, "b")
+    assert.isFalse(queue.somebodyIsFresh)
+    queue.leave(early)
+    enter(queue, often, "x")
+    take(often)
+    enter(queue, seldom, "b")
+    assert.isTrue(queue.somebodyIsFresh)
+  })
+
+  it("is fresh no more when it leaves, or where it has been its turn until now", () => {
+    const { queue, often, seldom } = busy()
+    const waiter = enter(queue, seldom, "a")
+    queue.leave(waiter)
+    assert.isFalse(queue.somebodyIsFresh)
+    queue.visited(often)
+    enter(queue, often, "x")
+    assert.isFalse(queue.somebodyIsFresh)
   })
 })
 
@@ -250,6 +295,11 @@ const randomRun = (random: Chance): void => {
     }
     assert.strictEqual(JSON.stringify(walk(queue)), JSON.stringify(naive.lanes))
     assert.strictEqual(queue.length, waiters.filter((each) => each.lane !== null).length)
+    assert.strictEqual(
+      queue.somebodyIsFresh,
+      lanes.some(({ fresh }) => fresh)
+    )
+    for (const { fresh, queue: waitsIn } of lanes) if (fresh) assert.strictEqual(waitsIn, queue)
   }
 }
 

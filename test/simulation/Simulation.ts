@@ -112,7 +112,7 @@ export const simulate = (seed: number, steps = 220): Outcome => {
         ShutdownTimeoutSecs: 3,
         IdleInTransactionTimeoutSecs: world.pick([2, 4]),
         QueryTimeoutSecs: world.pick([0, 6]),
-        MaxServersPerTenant: world.pick([0, 0, 1]),
+        MaxServersPerTenant: world.pick([-1, 0, 1]),
         ServerCheckDelaySecs: world.pick([1, 30])
       }
     })

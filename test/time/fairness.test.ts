@@ -3,7 +3,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { QUANTUM } from "../../src/pool/WaitQueue.ts"
+import { LONG_QUANTUM, QUANTUM } from "../../src/pool/WaitQueue.ts"
 import { answered, type Client, make, type MemoryPerseus } from "../support/memoryPerseus.ts"
 
 const oneConnection = { PoolSettings: { MaxOpen: 1, MaxIdle: 1 }, LimitSettings: { AcquireTimeoutSecs: 60 } }
@@ -48,17 +48,20 @@ describe("a quiet tenant over one connection", () => {
         const [quiet] = yield* logInMany(perseus, "blue", 1)
         const others = [...(yield* logInMany(perseus, "green", 10)), ...(yield* logInMany(perseus, "red", 50))]
         perseus.postgres.delay(() => QUERY_MS)
-        for (const client of others) client.ask("SELECT 1")
         for (let turn = 0; turn < 8; turn++) {
-          // At every moment of the others' visits.
+          // Away for a round, and back at every moment of the others' visits.
+          yield* askFor(perseus, others, 6 * LONG_QUANTUM * QUERY_MS)
           yield* perseus.pass(7 * turn)
+          for (const client of others) if (client.heard().includes("ready I")) client.ask("SELECT 1")
           const from = perseus.postgres.log.length
           quiet!.ask("SELECT 1")
           while (!quiet!.heard().includes("ready I")) yield* perseus.pass(QUERY_MS)
           for (const [tenant, count] of ranBefore(perseus, from, "blue")) {
             assert.isAtMost(count, QUANTUM, `${tenant} had more than its visit`)
           }
-          for (const client of others) if (client.heard().includes("ready I")) client.ask("SELECT 1")
+          // All of them answered.
+          yield* perseus.pass(others.length * 4 * QUERY_MS)
+          for (const client of others) client.heard()
         }
       })
   )

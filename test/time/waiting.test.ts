@@ -204,6 +204,103 @@ describe("AcquireTimeoutSecs", () => {
   )
 })
 
+describe("MaxServersPerTenant of -1, which it is where it is not set", () => {
+  const shared = { PoolSettings: { MaxOpen: 4, MaxIdle: 4 }, LimitSettings: { AcquireTimeoutSecs: 10 } }
+
+  const many = Effect.fnUntraced(function* (perseus: MemoryPerseus, count: number, schema = "red") {
+    return yield* Effect.forEach(Array.from({ length: count }), () => perseus.logIn(schema))
+  })
+
+  /** How many of them are answered now. */
+  const begin = Effect.fnUntraced(function* (perseus: MemoryPerseus, clients: ReadonlyArray<Client>) {
+    for (const client of clients) client.ask("BEGIN")
+    yield* perseus.settle
+    return clients.filter((client) => client.heard().includes("ready T")).length
+  })
+
+  const end = Effect.fnUntraced(function* (perseus: MemoryPerseus, clients: ReadonlyArray<Client>) {
+    for (const client of clients) client.memory.vanish()
+    yield* perseus.settle
+  })
+
+  it.effect("leaves all connections to a tenant that is alone", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: shared })
+      const clients = yield* many(perseus, 4)
+      assert.strictEqual(yield* begin(perseus, clients), 4)
+      yield* end(perseus, clients)
+    })
+  )
+
+  it.effect("keeps one back for every other that is active, and no more than half of them", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: shared, tenants: { red: {}, blue: {}, green: {}, brown: {} } })
+      const others: Array<Client> = []
+      for (const [schema, granted] of [
+        ["blue", 3],
+        ["green", 2],
+        ["brown", 2]
+      ] as const) {
+        others.push(yield* perseus.logIn(schema))
+        for (const other of others) other.ask("SELECT 1")
+        yield* perseus.settle
+        for (const other of others) assert.deepStrictEqual(other.heard(), answered)
+        const clients = yield* many(perseus, 4)
+        assert.strictEqual(yield* begin(perseus, clients), granted)
+        for (const other of others) other.ask("SELECT 1")
+        yield* perseus.settle
+        for (const other of others) assert.deepStrictEqual(other.heard(), answered)
+        yield* end(perseus, clients)
+      }
+    })
+  )
+
+  it.effect("gives them to those who wait when the others have been away for two seconds", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: shared })
+      const other = yield* perseus.logIn("blue")
+      other.ask("SELECT 1")
+      const clients = yield* many(perseus, 4)
+      assert.strictEqual(yield* begin(perseus, clients), 3)
+      yield* perseus.pass(2200)
+      assert.strictEqual(clients.filter((client) => client.heard().includes("ready T")).length, 1)
+      yield* end(perseus, clients)
+      other.ask("SELECT 1")
+      yield* perseus.pass(100)
+      const later = yield* many(perseus, 4)
+      assert.strictEqual(yield* begin(perseus, later), 3)
+      yield* end(perseus, later)
+    })
+  )
+
+  it.effect("does not count those that are pinned, or in session mode", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({
+        settings: shared,
+        tenants: { red: {}, blue: {}, green: {}, brown: { poolMode: "session" } }
+      })
+      const others = [yield* perseus.logIn("blue"), yield* perseus.logIn("green")]
+      for (const other of others) other.ask("SELECT 1")
+      const pinned = yield* many(perseus, 2)
+      for (const client of pinned) client.ask("LISTEN news")
+      yield* perseus.settle
+      assert.strictEqual(perseus.pool().pinned, 2)
+      const clients = yield* many(perseus, 2)
+      assert.strictEqual(yield* begin(perseus, clients), 2)
+      yield* end(perseus, [...pinned, ...clients])
+      yield* perseus.pass(100)
+      for (const other of others) other.ask("SELECT 1")
+      yield* perseus.settle
+      const unpinned = yield* many(perseus, 4)
+      assert.strictEqual(yield* begin(perseus, unpinned), 2)
+      yield* end(perseus, unpinned)
+      const sessions = yield* many(perseus, 3, "brown")
+      assert.strictEqual(yield* begin(perseus, sessions), 3)
+      yield* end(perseus, sessions)
+    })
+  )
+})
+
 describe("MaxServersPerTenant", () => {
   it.effect("leaves connections to other tenants, and those over it wait for their own", () =>
     Effect.gen(function* () {
