@@ -75,8 +75,8 @@ export class WaitQueue<Owner, Client> {
     lane.last = waiter
     this.#length++
     if (lane.queue !== null) return
-    // As long as a long visit of each who waits: a client that comes back at once has not been away.
-    if (this.#granted - lane.visitedAt >= LONG_QUANTUM * (this.#lanes + 1)) {
+    // As long as a visit of each who waits, and of one more: a client that comes back at once has not been away.
+    if (this.#granted - lane.visitedAt >= QUANTUM * (this.#lanes + 1)) {
       lane.fresh = true
       this.#freshLanes++
     }

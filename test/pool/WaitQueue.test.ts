@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Lane, LONG_QUANTUM, QUANTUM, Waiter, WaitQueue } from "../../src/pool/WaitQueue.ts"
+import { Lane, QUANTUM, Waiter, WaitQueue } from "../../src/pool/WaitQueue.ts"
 import { seeded, type Chance } from "../support/random.ts"
 
 type Queue = WaitQueue<string, string>
@@ -107,11 +107,11 @@ describe("a tenant that waits", () => {
     assert.isFalse(queue.somebodyIsFresh)
   })
 
-  it("is fresh again when it has been away for a long visit of each who waits, and of one more", () => {
+  it("is fresh again when it has been away for a visit of each who waits, and of one more", () => {
     const { queue, often, seldom, take } = busy()
     enter(queue, seldom, "a")
     take(seldom)
-    for (let turn = 0; turn < 2 * LONG_QUANTUM - 1; turn++) {
+    for (let turn = 0; turn < 2 * QUANTUM - 1; turn++) {
       enter(queue, often, "x")
       take(often)
     }

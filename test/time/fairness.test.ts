@@ -3,7 +3,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { LONG_QUANTUM, QUANTUM } from "../../src/pool/WaitQueue.ts"
+import { QUANTUM } from "../../src/pool/WaitQueue.ts"
 import { answered, type Client, make, type MemoryPerseus } from "../support/memoryPerseus.ts"
 
 const oneConnection = { PoolSettings: { MaxOpen: 1, MaxIdle: 1 }, LimitSettings: { AcquireTimeoutSecs: 60 } }
@@ -50,7 +50,7 @@ describe("a quiet tenant over one connection", () => {
         perseus.postgres.delay(() => QUERY_MS)
         for (let turn = 0; turn < 8; turn++) {
           // Away for a round, and back at every moment of the others' visits.
-          yield* askFor(perseus, others, 6 * LONG_QUANTUM * QUERY_MS)
+          yield* askFor(perseus, others, 6 * QUANTUM * QUERY_MS)
           yield* perseus.pass(7 * turn)
           for (const client of others) if (client.heard().includes("ready I")) client.ask("SELECT 1")
           const from = perseus.postgres.log.length

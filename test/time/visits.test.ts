@@ -112,7 +112,7 @@ describe("a connection that two tenants want", () => {
       const others = [red, ...(yield* Effect.forEach(Array(5).fill("red"), (name: string) => perseus.logIn(name)))]
       for (const other of others) other.ask("SELECT 1")
       for (let offset = 0; offset < LONG_QUANTUM; offset++) {
-        yield* goOnAsking(perseus, others, 3 * LONG_QUANTUM + offset)
+        yield* goOnAsking(perseus, others, 3 * QUANTUM + offset)
         const from = perseus.postgres.log.length
         blue.ask("SELECT 1")
         yield* goOnAsking(perseus, others, LONG_QUANTUM)
