@@ -95,15 +95,12 @@ export class Pools extends Context.Service<
       )
 
       return Pools.of({
-        place: (placement, settings) =>
-          Effect.uninterruptible(
-            Effect.gen(function* () {
-              const pool = yield* RcMap.get(byDestination, encodeKey(placement.destination))
-              const tenant = pool.retain(placement, settings)
-              yield* Scope.addFinalizer(yield* Effect.scope, releaseOf(pool, tenant))
-              return { pool, tenant }
-            })
-          ),
+        place: Effect.fnUntraced(function* (placement, settings) {
+          const pool = yield* RcMap.get(byDestination, encodeKey(placement.destination))
+          const tenant = pool.retain(placement, settings)
+          yield* Scope.addFinalizer(yield* Effect.scope, releaseOf(pool, tenant))
+          return { pool, tenant }
+        }, Effect.uninterruptible),
         snapshots: () => [...pools.values()].map((pool) => pool.snapshot())
       })
     })

@@ -5,6 +5,7 @@
  * Everything that can go wrong is a typed `SessionFault`; here it becomes the client's ErrorResponse and the log's line. The
  * fiber owns the transport; the relay borrows it, and its finalizer returns the lease.
  */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
@@ -63,72 +64,87 @@ export interface House {
 export const serve = (house: House, reader: ByteReader, transport: Transport): Effect.Effect<SessionFault | null> =>
   Effect.suspend(() => {
     house.live.open(transport)
-    const placeScope = Scope.makeUnsafe()
+    const login: Login = { placeScope: Scope.makeUnsafe(), cutShortBy: null }
     return Effect.onExit(
       Effect.suspend(() =>
-        Effect.flatMap(admit(house, reader, transport, placeScope), (client) =>
+        Effect.flatMap(admit(house, reader, transport, login), (client) =>
           client === null ? untold : relay(house, reader, transport, client)
         )
       ),
-      (exit) => leave(house, transport, placeScope, exit)
+      (exit) => leave(house, transport, login, exit)
     )
   })
 
 const untold = Effect.succeed<SessionFault | null>(null)
+
+interface Login {
+  /** Holds the place that it comes to. */
+  readonly placeScope: Scope.Closeable
+  /** Why it could not go on, though it had not failed. */
+  cutShortBy: SessionFault | ReadFailure | null
+}
 
 /** Null where there is nobody to serve: it has been told why, has left, or came for a cancel, which is done. */
 const admit = (
   house: House,
   reader: ByteReader,
   transport: Transport,
-  placeScope: Scope.Closeable
+  login: Login
 ): Effect.Effect<LoggedInClient | null> =>
-  Effect.raceFirst(logIn(house, reader, transport, placeScope), cutShort(house, reader)).pipe(
-    Effect.catch((failure) => {
-      house.live.countLogin(outcomeOf(failure))
-      if (failure._tag === "TlsHandshakeFailed") return Effect.as(Effect.logInfo(failure.message), null)
-      const fault = faultOf(failure)
-      return Effect.as(
-        fault === null ? Effect.logDebug("the client left during its login") : tell(house.live, transport, fault),
-        null
-      )
-    }),
-    Effect.annotateLogs({ remote: transport.remote })
-  )
-
-/** Fails when the login cannot go on: its client has gone, the house drains, or it takes too long. */
-const cutShort = ({ live, limits }: House, reader: ByteReader): Effect.Effect<never, SessionFault | ReadFailure> =>
-  Effect.clockWith((clock) => {
-    let end = () => {}
-    // One effect for all: each runner in a race is a fiber, 5 µs.
-    const failure = Effect.callback<never, SessionFault | ReadFailure>((resume) => {
-      const fail = (failure: SessionFault | ReadFailure) => resume(Effect.fail(failure))
-      const { ClientLoginTimeoutSecs: seconds } = limits()
-      end = live.beginLogin({ seconds, since: clock.currentTimeMillisUnsafe(), cutShort: fail })
-      reader.watch(fail)
-    })
-    return Effect.ensuring(
-      failure,
-      Effect.sync(() => {
-        end()
-        reader.watch(null)
-      })
+  Effect.withFiber((fiber) => {
+    const { live, limits } = house
+    // A race of the login with what may end it would be the plainer way: two more fibers, 5 µs each.
+    const cutShort = (failure: SessionFault | ReadFailure) => {
+      login.cutShortBy ??= failure
+      fiber.interruptUnsafe()
+    }
+    const since = fiber.getRef(Clock.Clock).currentTimeMillisUnsafe()
+    const end = live.beginLogin({ seconds: limits().ClientLoginTimeoutSecs, since, cutShort })
+    reader.watch(cutShort)
+    return logIn(house, reader, transport, login.placeScope).pipe(
+      Effect.ensuring(
+        Effect.sync(() => {
+          end()
+          reader.watch(null)
+        })
+      ),
+      Effect.catch((failure) => Effect.as(reportFailed(house, transport, failure), null)),
+      Effect.annotateLogs({ remote: transport.remote })
     )
   })
 
-/** Gives back all that the session holds, whichever way it ended: the place of its login, or where it is now. */
-const leave = (
+/** Its client is told why it is not let in, and the log. */
+const reportFailed = (
   { live }: House,
   transport: Transport,
-  firstPlace: Scope.Closeable,
+  failure: SessionFault | TlsHandshakeFailed | ReadFailure
+): Effect.Effect<void> => {
+  live.countLogin(outcomeOf(failure))
+  if (failure._tag === "TlsHandshakeFailed") return Effect.logInfo(failure.message)
+  const fault = faultOf(failure)
+  return fault === null ? Effect.logDebug("the client left during its login") : tell(live, transport, fault)
+}
+
+/** Gives back all that the session holds, whichever way it ended: the place of its login, or where it is now. */
+const leave = (
+  house: House,
+  transport: Transport,
+  { cutShortBy, placeScope }: Login,
   exit: Exit.Exit<SessionFault | null>
 ): Effect.Effect<void> => {
+  const { live } = house
   const session = live.find(transport)
   const fault = Exit.isSuccess(exit) ? exit.value : null
   const hasLeft = fault === null && session?.relay.clientHasLeft === true
-  return (fault === null ? Effect.void : tell(live, transport, fault)).pipe(
-    Effect.annotateLogs({ remote: transport.remote, tenant: session?.identity.placement.tenantKey }),
-    Effect.ensuring(Scope.close(session?.placeScope ?? firstPlace, Exit.void)),
+  const farewell =
+    cutShortBy !== null && Exit.isFailure(exit)
+      ? reportFailed(house, transport, cutShortBy)
+      : fault === null
+        ? null
+        : tell(live, transport, fault)
+  const tenant = session?.identity.placement.tenantKey
+  return (farewell === null ? Effect.void : Effect.annotateLogs(farewell, { remote: transport.remote, tenant })).pipe(
+    Effect.ensuring(Scope.close(session?.placeScope ?? placeScope, Exit.void)),
     Effect.ensuring(hasLeft ? closeAtOnce(transport) : close(transport)),
     Effect.ensuring(Effect.sync(() => live.close(transport)))
   )

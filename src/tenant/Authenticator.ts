@@ -150,18 +150,17 @@ export class Authenticator extends Context.Service<
         })
 
         return Authenticator.of({
-          login: (claim, prompt) =>
-            Effect.gen(function* () {
-              const tenant = tenantName(claim.key)
-              const attempt = throttle.attempt(claim.remote, tenant)
-              yield* throttle.admit(attempt)
-              const { UnknownTenant } = config.current().LoginSettings
-              const { row, secret } = expectationOf(yield* repo.find(claim.key), claim, UnknownTenant)
-              if (secret._tag === "Hash") yield* proveInClear(prompt, attempt, row, { ...secret, tenant })
-              else yield* proveByVerifier(prompt, attempt, row, secret.verifier)
-              const proven = yield* Effect.fromResult(row)
-              return { row: proven, placement: yield* locate(proven) }
-            }),
+          login: Effect.fnUntraced(function* (claim, prompt) {
+            const tenant = tenantName(claim.key)
+            const attempt = throttle.attempt(claim.remote, tenant)
+            yield* throttle.admit(attempt)
+            const { UnknownTenant } = config.current().LoginSettings
+            const { row, secret } = expectationOf(yield* repo.find(claim.key), claim, UnknownTenant)
+            if (secret._tag === "Hash") yield* proveInClear(prompt, attempt, row, { ...secret, tenant })
+            else yield* proveByVerifier(prompt, attempt, row, secret.verifier)
+            const proven = yield* Effect.fromResult(row)
+            return { row: proven, placement: yield* locate(proven) }
+          }),
           locate,
           throttled: throttle.counts
         })
