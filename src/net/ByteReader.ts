@@ -11,6 +11,13 @@ import type { Handshake } from "./Tls.ts"
 import type { Transport, TransportHandler } from "./Transport.ts"
 
 const HIGH_WATER = 32 * 1024
+/** What the bytes that were not read come to; null: not enough have come. */
+type Look<A> = (pending: Buffer) => Effect.Effect<A, ReadFailure> | null
+
+const foundIn = <A>(value: A | null): Effect.Effect<A> | null => (value === null ? null : Effect.succeed(value))
+
+const badLength: Effect.Effect<never, ReadFailure> = Effect.fail({ _tag: "BadLength" })
+
 /** One for all: an empty buffer of its own is 200 bytes, and a reader lives as long as its session. */
 const nothing = Buffer.alloc(0)
 
@@ -74,7 +81,7 @@ export class ByteReader implements TransportHandler {
 
   /** The first byte that was not read, which it stays. */
   get firstByte(): Effect.Effect<number, ReadFailure> {
-    return Effect.map(this.#until(1), () => this.#pending[0]!)
+    return this.#piece((pending) => (pending.length === 0 ? null : Effect.succeed(pending[0]!)))
   }
 
   /**
@@ -101,59 +108,60 @@ export class ByteReader implements TransportHandler {
 
   /** Exactly `length` bytes, as a copy of their own. */
   read(length: number): Effect.Effect<Buffer, ReadFailure> {
-    return Effect.map(this.#until(length), () => {
-      const bytes = this.#pending.subarray(0, length)
-      this.#pending = this.#pending.subarray(length)
-      return bytes
-    })
-  }
-
-  /** Succeeds when so many bytes have come that were not read. */
-  #until(length: number): Effect.Effect<void, ReadFailure> {
-    return Effect.suspend(() => (this.#pending.length >= length ? Effect.void : this.#wait(length)))
-  }
-
-  #wait(length: number): Effect.Effect<void, ReadFailure> {
-    return Effect.callback<void, ReadFailure>((resume) => {
-      const look = () => {
-        if (this.#pending.length >= length) {
-          this.#wake = null
-          resume(Effect.void)
-        } else if (this.#gone !== null) {
-          this.#wake = null
-          resume(Effect.fail(this.#gone))
-        } else {
-          this.#wake = look
-          if (this.#paused) {
-            this.#paused = false
-            this.#transport.resume()
-          }
-        }
-      }
-      look()
-      return Effect.sync(() => {
-        this.#wake = null
-      })
-    })
+    return this.#piece(() => foundIn(this.#take(length)))
   }
 
   /** One frame whose length word is at most `limit`. The length is checked before anything is kept for it. */
   frame(limit: number): Effect.Effect<Frame, ReadFailure> {
-    return Effect.flatMap(this.read(HEADER_LENGTH), (header) => {
-      const length = lengthAt(header, 1)
-      return length < 4 || length > limit
-        ? Effect.fail<ReadFailure>({ _tag: "BadLength" })
-        : Effect.map(this.read(length - 4), (body): Frame => ({ type: header[0]!, body }))
+    return this.#piece((pending) => {
+      if (pending.length < HEADER_LENGTH) return null
+      const length = lengthAt(pending, 1)
+      if (length < 4 || length > limit) return badLength
+      const bytes = this.#take(1 + length)
+      return foundIn(bytes === null ? null : { type: bytes[0]!, body: bytes.subarray(HEADER_LENGTH) })
     })
   }
 
   /** One packet without a type byte, its length word included. */
   packet(limit: number): Effect.Effect<Buffer, ReadFailure> {
-    return Effect.flatMap(this.read(4), (header) => {
-      const length = lengthAt(header, 0)
-      return length < 8 || length > limit
-        ? Effect.fail<ReadFailure>({ _tag: "BadLength" })
-        : Effect.map(this.read(length - 4), (rest) => Buffer.concat([header, rest]))
+    return this.#piece((pending) => {
+      if (pending.length < 4) return null
+      const length = lengthAt(pending, 0)
+      if (length < 8 || length > limit) return badLength
+      return foundIn(this.#take(length))
+    })
+  }
+
+  /** Null where there are fewer. */
+  #take(length: number): Buffer | null {
+    if (this.#pending.length < length) return null
+    const bytes = this.#pending.subarray(0, length)
+    this.#pending = this.#pending.subarray(length)
+    return bytes
+  }
+
+  /** What `look` finds: at once, or when enough has come. */
+  #piece<A>(look: Look<A>): Effect.Effect<A, ReadFailure> {
+    return Effect.suspend(() => look(this.#pending) ?? this.#wait(look))
+  }
+
+  #wait<A>(look: Look<A>): Effect.Effect<A, ReadFailure> {
+    return Effect.callback<A, ReadFailure>((resume) => {
+      const wake = () => {
+        const found = look(this.#pending) ?? (this.#gone === null ? null : Effect.fail(this.#gone))
+        if (found !== null) {
+          this.#wake = null
+          return resume(found)
+        }
+        this.#wake = wake
+        if (!this.#paused) return
+        this.#paused = false
+        this.#transport.resume()
+      }
+      wake()
+      return Effect.sync(() => {
+        this.#wake = null
+      })
     })
   }
 }
