@@ -316,6 +316,8 @@ export class AcquireTimedOut
     readonly destination: string
     readonly seconds: number
     readonly waiting: number
+    /** Connections that its tenant has, where MaxServersPerTenant allows it no more; null: the pool has none to give. */
+    readonly tenantHolds: number | null
   }>
   implements ClientFault
 {
@@ -323,12 +325,19 @@ export class AcquireTimedOut
   readonly sqlState = SqlState.tooManyConnections
   readonly logLevel = "Warn"
   readonly retrySafe = true
-  readonly hint = "Nothing was sent to the server: it is safe to try again."
+  get hint() {
+    return `Nothing was sent to the server: it is safe to try again.${this.#limit}`
+  }
   get clientMessage() {
     return `no server connection came free within ${this.seconds} s (${this.waiting} waiting)`
   }
   override get message() {
-    return `destination ${this.destination}: ${this.clientMessage}`
+    return `destination ${this.destination}: ${this.clientMessage}.${this.#limit}`
+  }
+  get #limit() {
+    return this.tenantHolds === null
+      ? ""
+      : ` This tenant holds ${this.tenantHolds}, as many as MaxServersPerTenant allows.`
   }
 }
 

@@ -514,14 +514,15 @@ export class Pool {
     for (const group of this.#tenants.groups) {
       if (group.queue.length === 0) continue
       const waiting = group.queue.length
-      for (const waiter of group.queue.takeOlderThan(limit)) {
+      for (const { client } of group.queue.takeOlderThan(limit)) {
         this.#context.statistics.acquireTimeouts++
-        waiter.client.onRefused(
+        client.onRefused(
           this.#connector.fault ??
             new AcquireTimedOut({
               destination: this.#context.name,
               seconds: this.#context.limits.AcquireTimeoutSecs,
-              waiting
+              waiting,
+              tenantHolds: this.#quota.allows(client.tenant) ? null : client.tenant.usage.leased
             })
         )
       }

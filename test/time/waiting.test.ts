@@ -329,6 +329,8 @@ describe("MaxServersPerTenant", () => {
         before: () => assert.deepStrictEqual(holders[0]!.heard(), []),
         after: () => assert.deepStrictEqual(holders[0]!.heard(), ["ERROR 53300", "ready I"])
       })
+      const { body } = holders[0]!.memory.messages.findLast(({ type }) => type === "E")!
+      assert.include(body.toString(), "This tenant holds 2, as many as MaxServersPerTenant allows.")
       third.ask("COMMIT")
       holders[1]!.ask("COMMIT")
       yield* perseus.settle
