@@ -84,10 +84,12 @@ export class Connections {
     if (at !== -1) idle.splice(at, 1)
   }
 
+  /** Of those that are not kept for somebody. */
   longestIdle(suits: (group: CredentialGroup) => boolean = () => true): Connection | null {
     let longest: Connection | null = null
     for (const group of this.#tenants.groups) {
-      const connection = group.idle.longest
+      let connection = group.idle.longest
+      while (connection !== null && connection.keptUntil !== 0) connection = connection.shorterIdle
       if (connection === null || !suits(group)) continue
       if (longest === null || connection.idleTurn < longest.idleTurn) longest = connection
     }

@@ -67,7 +67,10 @@ export class Eviction {
 
   /** No more than MaxIdle are kept; those idle longest go first, for the last used are likely to fit again. */
   closeAboveMaxIdle(): void {
-    for (let surplus = this.#connections.idle - this.#context.settings.MaxIdle; surplus > 0; surplus--) {
+    let surplus = this.#connections.idle - this.#context.settings.MaxIdle
+    // One that is kept for a moment is in use.
+    if (surplus > 0) for (const { keptUntil } of this.#connections.all) if (keptUntil !== 0) surplus--
+    for (; surplus > 0; surplus--) {
       const longest = this.#connections.longestIdle()
       if (longest === null) return
       this.#context.statistics.maxIdleClosed++

@@ -42,6 +42,7 @@ import type { ConversationEnd } from "./ServerConnection.ts"
 import { Slots } from "./Slots.ts"
 import { Tenants, type TenantPlacement, type TenantRules } from "./Tenants.ts"
 import { Visits } from "./Visits.ts"
+import { QUANTUM } from "./WaitQueue.ts"
 
 export class Pool {
   readonly #context: PoolContext
@@ -154,7 +155,7 @@ export class Pool {
 
   /** An idle connection that fits as it is, or null: then `wait`. No Effect, no write; the whole cost of a lease. */
   take(client: PoolClient): Connection | null {
-    if (this.#restsUntil !== 0) this.#wake()
+    this.#wake()
     const tenant = client.tenant
     const connection = lastOf(tenant.idle)
     if (
@@ -181,7 +182,7 @@ export class Pool {
     const { group, lane } = tenant
     const fault = this.#connector.inVain(group, now)
     if (fault !== null) return fault
-    const kept = keptFor(tenant)
+    const kept = this.#keptFor(tenant)
     if (lane.first === null) this.#visits.returned(tenant, kept)
     group.queue.enter(lane, waiter, now)
     if (kept !== null && this.#quota.allows(tenant)) {
@@ -246,7 +247,10 @@ export class Pool {
 
   /** The connection stays with its client between transactions. False where no more may. */
   pin(connection: Connection): boolean {
-    return this.#quota.pin(connection)
+    const isPinned = this.#quota.pin(connection)
+    // It does not count any more against what its tenant may have.
+    if (isPinned) this.#serve(connection.group)
+    return isPinned
   }
 
   /**
@@ -288,8 +292,8 @@ export class Pool {
   }
 
   #serveAll(): void {
-    this.#eviction.closeAboveMaxIdle()
     for (const group of this.#tenants.groups) if (group.queue.length > 0) this.#serve(group)
+    this.#eviction.closeAboveMaxIdle()
   }
 
   #nextTenant(group: CredentialGroup): PoolTenant | null {
@@ -299,6 +303,11 @@ export class Pool {
   /** Those whom a new connection would help. */
   #waitingFor(group: CredentialGroup): number {
     return group.queue.length > 0 && this.#nextTenant(group) !== null ? group.queue.length : 0
+  }
+
+  #keptFor({ idle }: PoolTenant): Connection | null {
+    const own = lastOf(idle)
+    return own !== null && this.#visits.isKept(own) ? own : null
   }
 
   /** Its own with its path still set; else the one that was idle longest, if it may be switched. */
@@ -337,6 +346,8 @@ export class Pool {
       return this.#connections.makeIdle(connection)
     }
     this.#receive(connection, tenant)
+    // What is idle while others wait is kept: its time may be over.
+    if (group.idle.longest !== null) this.#serve(group)
   }
 
   /** Now, and not when it is next lent: what its last client held is in others' way. */
@@ -362,10 +373,10 @@ export class Pool {
 
   /** The connection's tenant, if its visit may go on. */
   #mayGoOn(connection: Connection): PoolTenant | null {
-    const { group, tenant } = connection
-    return tenant !== null && tenant.group === group && this.#visits.lasts(connection) && this.#quota.allows(tenant)
-      ? tenant
-      : null
+    const { group, tenant, turns } = connection
+    if (tenant === null || tenant.group !== group || !this.#quota.allows(tenant)) return null
+    if (turns < QUANTUM) return tenant
+    return this.#visits.mayBeLong(connection) && !this.#slots.mustHandOver(connection) ? tenant : null
   }
 
   #maySwitch(connection: Connection, tenant: PoolTenant): boolean {
@@ -491,8 +502,10 @@ export class Pool {
   }
 
   #wake(): void {
+    if (this.#restsUntil === 0) return
     this.#restsUntil = 0
     this.#context.sweptAt = this.#context.now()
+    this.#quota.sweep(this.#context.sweptAt)
   }
 
   #isAtRest(): boolean {
@@ -601,11 +614,6 @@ export class Pool {
       )
     })
   }
-}
-
-const keptFor = ({ idle }: PoolTenant): Connection | null => {
-  const own = lastOf(idle)
-  return own !== null && own.keptUntil !== 0 ? own : null
 }
 
 /** Of an empty array `[-1]` would be looked up as the name "-1", 0.3 µs. */

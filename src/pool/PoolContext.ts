@@ -70,8 +70,8 @@ export class PoolContext {
     return this.#clock.currentTimeMillisUnsafe()
   }
 
-  /** The clock's milliseconds with their fractions: dearer than `now`. */
+  /** For spans of time: milliseconds with their fractions, of a clock that nobody sets. Dearer than `now`. */
   preciseNow(): number {
-    return Number(this.#clock.currentTimeNanosUnsafe()) / 1e6
+    return Number(this.#clock.monotonicTimeNanosUnsafe()) / 1e6
   }
 }

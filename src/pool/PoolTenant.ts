@@ -63,8 +63,8 @@ export type Mode = "transaction" | "session" | "statement"
 export class Usage {
   readonly tenantKey: string
   leased = 0
-  /** Of those. */
-  pinned = 0
+  /** Of those, pinned or in session mode. */
+  bound = 0
   /** In which it was lent one last, as `Quota` counts them. */
   period = 0
   /** PoolTenants that count here. */
@@ -97,7 +97,7 @@ export class PoolTenant {
   references = 0
   /** How often lately its clients were back in time for another transaction: 0 to RETURNS_MOST. */
   returns = RETURNS_MOST - 1
-  /** When its last visit ended with nobody waiting and no connection kept for it, on the clock's milliseconds. */
+  /** When its last visit ended with nobody waiting and no connection kept for it, by `PoolContext.preciseNow`. */
   leftAt = NEVER_LEFT
   /** The switch to this path and these settings: made once, for a tenant's clients mostly have the same. */
   switching: {

@@ -41,7 +41,7 @@ export class Quota {
 
   allows({ mode, usage }: PoolTenant): boolean {
     const limit = this.#context.limits.MaxServersPerTenant
-    if (limit < 0) return usage.leased - usage.pinned < this.#share || mode === "session"
+    if (limit < 0) return usage.leased - usage.bound < this.#share || mode === "session"
     return limit === 0 || usage.leased < limit
   }
 
@@ -49,6 +49,7 @@ export class Quota {
     const { usage } = tenant
     connection.holder = tenant
     usage.leased++
+    if (tenant.mode === "session") usage.bound++
     if (usage.period !== this.#period) this.#isActive(usage)
   }
 
@@ -58,30 +59,32 @@ export class Quota {
     const { MaxPinned } = this.#context.settings
     if (this.#pinned >= (MaxPinned >= 0 ? MaxPinned : this.#half)) return false
     this.#pinned++
-    if (connection.holder !== null) connection.holder.usage.pinned++
+    const { holder } = connection
+    if (holder !== null && holder.mode !== "session") holder.usage.bound++
     connection.pinned = true
     return true
   }
 
   /** Nobody's any more, and not pinned; it may have been so before. */
   release(connection: Connection): void {
-    const usage = connection.holder?.usage
-    if (connection.pinned) {
+    const { holder, pinned } = connection
+    if (pinned) {
       connection.pinned = false
       this.#pinned--
-      if (usage !== undefined) usage.pinned--
     }
-    if (usage === undefined) return
-    usage.leased--
+    if (holder === null) return
+    holder.usage.leased--
+    if (pinned || holder.mode === "session") holder.usage.bound--
     connection.holder = null
   }
 
-  /** Called with the pool's sweeps: who has not been lent a connection for long is not active any more. */
+  /** Called with the pool's sweeps, and where it wakes: who has not been lent a connection for long is not active any more. */
   sweep(now: number): void {
-    if (now - this.#periodBegan >= PERIOD_MS) {
+    const passed = now - this.#periodBegan
+    if (passed >= PERIOD_MS) {
       this.#periodBegan = now
       this.#period++
-      this.#activeBefore = this.#active.size
+      this.#activeBefore = passed < 2 * PERIOD_MS ? this.#active.size : 0
       this.#active.clear()
     }
     this.reckon()

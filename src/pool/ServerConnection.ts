@@ -82,7 +82,7 @@ export class ServerConnection<Tenant, Group> implements TransportHandler, Idler<
   idleSince: number
   /** The pool's count of those that became idle, when this one last did. */
   idleTurn = 0
-  /** While it is idle, until then its own tenant's alone, on the clock's milliseconds; 0: anybody's. */
+  /** While it is idle, until then its own tenant's alone, by `PoolContext.preciseNow`; 0: anybody's. */
   keptUntil = 0
   longerIdle: ServerConnection<Tenant, Group> | null = null
   shorterIdle: ServerConnection<Tenant, Group> | null = null

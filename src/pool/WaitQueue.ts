@@ -20,6 +20,9 @@ export const QUANTUM = 4
  */
 export const LONG_QUANTUM = 20
 
+/** Who has not waited for so long is away, however little was granted meanwhile. */
+const AWAY_MS = 1000
+
 /** One client that waits. Reused by its owner; in at most one queue at a time. */
 export class Waiter<Owner, Client> {
   readonly client: Client
@@ -41,7 +44,9 @@ export class Lane<Owner, Client> {
   last: Waiter<Owner, Client> | null = null
   queue: WaitQueue<Owner, Client> | null = null
   /** What its queue had granted when it last had a visit. */
-  visitedAt = Number.NEGATIVE_INFINITY
+  visitedAt = 0
+  /** When one of its clients last began to wait, milliseconds of the clock. */
+  enteredAt = Number.NEGATIVE_INFINITY
   /** It waits, and has had no visit for a round. */
   fresh = false
   next: Lane<Owner, Client> | null = null
@@ -74,9 +79,11 @@ export class WaitQueue<Owner, Client> {
     else lane.last.next = waiter
     lane.last = waiter
     this.#length++
+    const away = now - lane.enteredAt
+    lane.enteredAt = now
     if (lane.queue !== null) return
     // As long as a visit of each who waits, and of one more: a client that comes back at once has not been away.
-    if (this.#granted - lane.visitedAt >= QUANTUM * (this.#lanes + 1)) {
+    if (this.#granted - lane.visitedAt >= QUANTUM * (this.#lanes + 1) || away >= AWAY_MS) {
       lane.fresh = true
       this.#freshLanes++
     }
@@ -164,7 +171,10 @@ export class WaitQueue<Owner, Client> {
     let lane = this.#first
     while (lane !== null) {
       const next = lane.next
-      while (lane.first !== null && lane.first.since <= limit) taken.push(this.take(lane)!)
+      while (lane.first !== null && lane.first.since <= limit) {
+        taken.push(lane.first)
+        this.leave(lane.first)
+      }
       lane = next
     }
     return taken

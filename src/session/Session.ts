@@ -93,17 +93,23 @@ const admit = (
 ): Effect.Effect<LoggedInClient | null> =>
   Effect.withFiber((fiber) => {
     const { live, limits } = house
+    let isOver = false
+    let end = () => {}
     // A race of the login with what may end it would be the plainer way: two more fibers, 5 µs each.
     const cutShort = (failure: SessionFault | ReadFailure) => {
+      if (isOver) return
       login.cutShortBy ??= failure
       fiber.interruptUnsafe()
     }
-    const since = fiber.getRef(Clock.Clock).currentTimeMillisUnsafe()
-    const end = live.beginLogin({ seconds: limits().ClientLoginTimeoutSecs, since, cutShort })
-    reader.watch(cutShort)
-    return logIn(house, reader, transport, login.placeScope).pipe(
+    return Effect.suspend(() => {
+      const since = fiber.getRef(Clock.Clock).currentTimeMillisUnsafe()
+      end = live.beginLogin({ seconds: limits().ClientLoginTimeoutSecs, since, cutShort })
+      reader.watch(cutShort)
+      return logIn(house, reader, transport, login.placeScope)
+    }).pipe(
       Effect.ensuring(
         Effect.sync(() => {
+          isOver = true
           end()
           reader.watch(null)
         })
@@ -136,16 +142,18 @@ const leave = (
   const session = live.find(transport)
   const fault = Exit.isSuccess(exit) ? exit.value : null
   const hasLeft = fault === null && session?.relay.clientHasLeft === true
-  const farewell =
-    cutShortBy !== null && Exit.isFailure(exit)
-      ? reportFailed(house, transport, cutShortBy)
-      : fault === null
-        ? null
-        : tell(live, transport, fault)
+  const wasCutShort = cutShortBy !== null && Exit.isFailure(exit)
+  const farewell = wasCutShort
+    ? reportFailed(house, transport, cutShortBy)
+    : fault === null
+      ? null
+      : tell(live, transport, fault)
+  // It is an interrupted fiber's, in which nothing that may be interrupted is waited for.
+  const ending = hasLeft ? closeAtOnce(transport) : wasCutShort ? lastWords(transport) : close(transport)
   const tenant = session?.identity.placement.tenantKey
   return (farewell === null ? Effect.void : Effect.annotateLogs(farewell, { remote: transport.remote, tenant })).pipe(
     Effect.ensuring(Scope.close(session?.placeScope ?? placeScope, Exit.void)),
-    Effect.ensuring(hasLeft ? closeAtOnce(transport) : close(transport)),
+    Effect.ensuring(ending),
     Effect.ensuring(Effect.sync(() => live.close(transport)))
   )
 }
@@ -155,21 +163,22 @@ const leave = (
  * that takes with it what is still under way.
  */
 const closeAtOnce = (transport: Transport): Effect.Effect<void> =>
-  Effect.suspend(() => (transport.flushed ? Effect.sync(() => transport.destroy()) : close(transport)))
+  Effect.suspend(() => (transport.flushed ? destroy(transport) : close(transport)))
 
-/** Lets the last words out. A client that does not take them is cut off. */
+/** Lets the last words out. A client that does not take them is cut off, and so is one whose session is interrupted. */
 const close = (transport: Transport): Effect.Effect<void> =>
+  Effect.ensuring(Effect.interruptible(lastWords(transport)), destroy(transport))
+
+const lastWords = (transport: Transport): Effect.Effect<void> =>
   Effect.suspend(() => {
-    if (transport.closed) return Effect.sync(() => transport.destroy())
+    if (transport.closed) return destroy(transport)
     return Effect.callback<void>((resume) => {
       transport.handler = { onData: () => {}, onDrain: () => {}, onClose: () => resume(Effect.void) }
       transport.end()
-    }).pipe(
-      Effect.timeoutOption(LAST_WORDS_TIMEOUT),
-      Effect.interruptible,
-      Effect.ensuring(Effect.sync(() => transport.destroy()))
-    )
+    }).pipe(Effect.timeoutOption(LAST_WORDS_TIMEOUT), Effect.ensuring(destroy(transport)))
   }).pipe(Effect.asVoid)
+
+const destroy = (transport: Transport): Effect.Effect<void> => Effect.sync(() => transport.destroy())
 
 interface LoggedInClient {
   readonly request: LoginRequest

@@ -126,13 +126,34 @@ describe("a tenant that waits", () => {
   })
 
   it("is fresh no more when it leaves, or where it has been its turn until now", () => {
-    const { queue, often, seldom } = busy()
+    const { queue, often, seldom, take } = busy()
     const waiter = enter(queue, seldom, "a")
     queue.leave(waiter)
     assert.isFalse(queue.somebodyIsFresh)
+    enter(queue, often, "x")
+    take(often)
     queue.visited(often)
     enter(queue, often, "x")
     assert.isFalse(queue.somebodyIsFresh)
+  })
+
+  it("is fresh where it has not waited for a second, though nothing was granted meanwhile", () => {
+    const { queue, seldom, take } = busy()
+    enter(queue, seldom, "a")
+    take(seldom)
+    enter(queue, seldom, "b", 999)
+    assert.isFalse(queue.somebodyIsFresh)
+    take(seldom)
+    enter(queue, seldom, "c", 1999)
+    assert.isTrue(queue.somebodyIsFresh)
+  })
+
+  it("is still fresh when one of its clients has waited in vain, which is no visit", () => {
+    const { queue, seldom } = busy()
+    enter(queue, seldom, "a", 0)
+    enter(queue, seldom, "b", 5)
+    assert.lengthOf(queue.takeOlderThan(1), 1)
+    assert.isTrue(queue.somebodyIsFresh)
   })
 })
 

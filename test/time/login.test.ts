@@ -19,6 +19,34 @@ const startup = startupMessage([
 ])
 
 describe("ClientLoginTimeoutSecs", () => {
+  it.effect("leaves its client time to take the last words", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: { LimitSettings: { ClientLoginTimeoutSecs: 5 } } })
+      const client = perseus.dial()
+      yield* perseus.pass(4000)
+      client.memory.transport.pause()
+      yield* perseus.pass(1200)
+      assert.strictEqual(perseus.perseus.live.loginsUnderWay, 0)
+      assert.strictEqual(perseus.perseus.live.count, 1)
+      client.memory.transport.resume()
+      yield* perseus.settle
+      assert.deepStrictEqual(client.heard(), ["FATAL 08P01", "closed"])
+      assert.strictEqual(perseus.perseus.live.count, 0)
+    })
+  )
+
+  it.effect("leaves it two seconds for them", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: { LimitSettings: { ClientLoginTimeoutSecs: 5 } } })
+      const client = perseus.dial()
+      client.memory.transport.pause()
+      yield* perseus.pass(5200)
+      assert.strictEqual(perseus.perseus.live.count, 1)
+      yield* perseus.pass(2000)
+      assert.strictEqual(perseus.perseus.live.count, 0)
+    })
+  )
+
   const stalls: Readonly<Record<string, (perseus: MemoryPerseus) => ReturnType<MemoryPerseus["dial"]>>> = {
     "has sent nothing": (perseus) => perseus.dial(),
     "has sent half of a startup packet": (perseus) => {

@@ -106,6 +106,30 @@ describe("a connection that two tenants want", () => {
     })
   )
 
+  it.effect("is soon one's again that was idle on it for a minute, when another had just taken it", () =>
+    Effect.gen(function* () {
+      const { perseus, red, blue } = yield* twoBusy()
+      const others = [blue, ...(yield* Effect.forEach(Array(5).fill("blue"), (name: string) => perseus.logIn(name)))]
+      for (let offset = 0; offset < 10; offset++) {
+        red.ask("SELECT 1")
+        yield* perseus.pass(60_000)
+        assert.deepStrictEqual(red.heard(), answered)
+        for (const other of others) other.ask("SELECT 1")
+        yield* goOnAsking(perseus, others, SWITCH_MS + 1 + offset)
+        const from = perseus.postgres.log.length
+        red.ask("SELECT 1")
+        yield* goOnAsking(perseus, others, 100)
+        const ran = perseus.postgres.log.slice(from).filter(({ sql }) => sql === "SELECT 1")
+        const before = ran.findIndex(({ searchPath }) => searchPath === "red")
+        assert.isTrue(before >= 0 && before <= QUANTUM, `${before} at offset ${offset}`)
+        assert.deepStrictEqual(red.heard(), answered)
+        yield* perseus.pass(500)
+        for (const other of others) other.heard()
+      }
+      yield* finish(perseus)
+    })
+  )
+
   it.effect("is a quiet one's after QUANTUM of the other's, where it had no visit for a round", () =>
     Effect.gen(function* () {
       const { perseus, red, blue } = yield* twoBusy()
@@ -188,6 +212,57 @@ describe("a connection that is kept for its tenant", () => {
       assert.deepStrictEqual(tokyo.heard(), answered)
       assert.strictEqual(perseus.pool().statistics.tenantSwitches, switches)
       yield* answerTime(perseus, blue)
+      yield* finish(perseus)
+    })
+  )
+
+  it.effect("is not closed for being one more than MaxIdle, and no other for its sake", () =>
+    Effect.gen(function* () {
+      const names = ["red", "blue", "green", "brown", "white", "black"]
+      const perseus = yield* make({
+        settings: { PoolSettings: { MaxOpen: 4, MaxIdle: 1 }, LimitSettings: { AcquireTimeoutSecs: 60 } },
+        tenants: Object.fromEntries(names.map((name) => [name, {}]))
+      })
+      const clients = yield* Effect.forEach([...names, ...names], (name) => perseus.logIn(name))
+      slow(perseus, 1)
+      yield* askFor(perseus, clients, 300)
+      const { opened } = perseus.pool().statistics
+      let answers = 0
+      const due = new Map<Client, number>()
+      for (let step = 0; step < 1000; step++) {
+        yield* perseus.pass(1)
+        for (const client of clients) {
+          // Every fifth time it thinks for a while.
+          if (client.heard().includes("ready I")) due.set(client, ++answers % 5 === 0 ? step + (answers % 15) : step)
+          if ((due.get(client) ?? Number.POSITIVE_INFINITY) > step) continue
+          due.delete(client)
+          client.ask("SELECT 1")
+        }
+      }
+      assert.strictEqual(perseus.pool().statistics.opened, opened)
+      yield* finish(perseus)
+    })
+  )
+
+  it.effect("is not closed for another user's client who came later than those who wait for it", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings, tenants: { red: {}, blue: {}, green: { destUser: "other" } } })
+      const [red, blue] = [yield* perseus.logIn("red"), yield* perseus.logIn("blue")]
+      const green = yield* perseus.logIn("green")
+      slow(perseus, 1)
+      yield* askFor(perseus, [red, blue], 300)
+      yield* perseus.pass(300)
+      for (const client of [red, blue]) client.heard()
+      const { statistics } = perseus.pool()
+      const { opened } = statistics
+      red.ask("SELECT 1")
+      blue.ask("SELECT 1")
+      yield* answerTime(perseus, red)
+      assert.deepStrictEqual(blue.heard(), [])
+      green.ask("SELECT 1")
+      yield* answerTime(perseus, blue)
+      yield* answerTime(perseus, green)
+      assert.strictEqual(statistics.opened - opened, 1)
       yield* finish(perseus)
     })
   )

@@ -273,6 +273,69 @@ describe("MaxServersPerTenant of -1, which it is where it is not set", () => {
     })
   )
 
+  it.effect("counts one as active in the second after its last transaction, and not behind a rest of the pool", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: shared })
+      const other = yield* perseus.logIn("blue")
+      for (const [pause, granted] of [
+        [1000, 3],
+        [3_600_000, 4]
+      ] as const) {
+        const clients = yield* many(perseus, 4)
+        other.ask("SELECT 1")
+        yield* perseus.pass(pause)
+        assert.deepStrictEqual(other.heard(), answered)
+        assert.strictEqual(yield* begin(perseus, clients), granted)
+        yield* end(perseus, clients)
+        yield* perseus.pass(5000)
+      }
+    })
+  )
+
+  it.effect("does not count sessions that began when the tenant was in session mode", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({
+        settings: shared,
+        tenants: { red: { poolMode: "session" }, blue: {}, green: {} }
+      })
+      const sessions = yield* many(perseus, 2)
+      for (const session of sessions) session.ask("SELECT 1")
+      yield* perseus.settle
+      perseus.setTenant("red", { poolMode: "transaction" })
+      const others = [yield* perseus.logIn("blue"), yield* perseus.logIn("green")]
+      for (const other of others) other.ask("SELECT 1")
+      yield* perseus.settle
+      const [late] = yield* many(perseus, 1)
+      late!.ask("SELECT 1")
+      yield* perseus.settle
+      assert.deepStrictEqual(late!.heard(), answered)
+    })
+  )
+
+  it.effect("serves one who waits when another's connection is pinned, and counts it again when it is not", () =>
+    Effect.gen(function* () {
+      const perseus = yield* make({ settings: shared })
+      const other = yield* perseus.logIn("blue")
+      other.ask("SELECT 1")
+      const clients = yield* many(perseus, 4)
+      assert.strictEqual(yield* begin(perseus, clients), 3)
+      clients[0]!.ask("LISTEN news")
+      clients[0]!.ask("COMMIT")
+      yield* perseus.settle
+      assert.strictEqual(perseus.pool().pinned, 1)
+      assert.include(clients[3]!.heard(), "ready T")
+      clients[0]!.ask("UNLISTEN *")
+      for (const client of clients.slice(1)) client.ask("COMMIT")
+      yield* perseus.pass(100)
+      assert.strictEqual(perseus.pool().pinned, 0)
+      other.ask("SELECT 1")
+      yield* perseus.settle
+      for (const client of clients) client.heard()
+      assert.strictEqual(yield* begin(perseus, clients), 3)
+      yield* end(perseus, clients)
+    })
+  )
+
   it.effect("does not count those that are pinned, or in session mode", () =>
     Effect.gen(function* () {
       const perseus = yield* make({
