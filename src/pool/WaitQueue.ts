@@ -16,7 +16,7 @@ export const QUANTUM = 4
 
 /**
  * 250 clients of 50 tenants in bursts of 20 transactions over 20 connections: 0.24 switches a transaction with visits of 4, 0.06
- * with visits of 20 (and 0.05 with 40), and PostgreSQL's CPU and ours together 0.79 of what they were.
+ * with visits of 20 (and 0.05 with 40), and PostgreSQL's CPU and ours together 0.8 to 0.9 of what they were.
  */
 export const LONG_QUANTUM = 20
 
