@@ -53,7 +53,8 @@ describe("a flock of canaries", () => {
     () =>
       Effect.gen(function* () {
         const { perseus, tally, marks } = yield* fly({
-          tenants: 30,
+          // So many that visits are short: each client's tenant mostly has nobody else.
+          tenants: 220,
           clients: 300,
           transactions: 100_000,
           MaxOpen: 6
@@ -71,10 +72,14 @@ describe("a flock of canaries", () => {
         for (const count of [disconnects, cancels, cancelled]) assert.isAbove(count, 500)
         assert.isAbove(tenantSwitches, 10_000)
         // What they wrote lies where it belongs.
+        let writers = 0
         for (const mark of marks) {
           const written = yield* perseus.destination.query(`SELECT DISTINCT mark FROM "${mark}".visit`)
+          if (written.length === 0) continue
           assert.deepStrictEqual(written, [{ mark }])
+          writers++
         }
+        assert.isAbove(writers, marks.length * 0.9)
       }),
     240_000
   )
