@@ -7,10 +7,10 @@
  *
  * Owns the queues and the leases: who waits, whose turn it is, who is lent what. All else is its parts'. They share one
  * context, tell the pool by callbacks what has happened, and call none of their number but those named before them: `Tenants`
- * (who has a place), `Quota` (how much each may hold), `Visits` (how long one stays with a tenant), `Connections` (their accounts and their end), `Retirement` (which are of
- * an old rule), `Connector` (dialling, and the pauses between), `Slots` (for whom a connection is opened), `Preparations` (what
- * is said before a lease), `LeaseQuestions` (what is asked during one), `Cancels`, `Eviction` (which are too
- * many or too old), `Greeting` (what a login is greeted with).
+ * (who has a place), `Quota` (how much each may hold), `Connections` (their accounts and their end), `Visits` (how long one stays
+ * with a tenant), `Retirement` (which are of an old rule), `Connector` (dialling, and the pauses between), `Slots` (for whom a
+ * connection is opened), `Preparations` (what is said before a lease), `LeaseQuestions` (what is asked during one), `Cancels`,
+ * `Eviction` (which are too many or too old), `Greeting` (what a login is greeted with).
  *
  * It never looks at what a client sends. Its laws, which the simulation checks after every run: a connection is idle, lent,
  * being prepared, waiting for a cancel's end, or closing, and counted once; every client that waits is granted or refused;
