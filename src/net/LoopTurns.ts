@@ -5,7 +5,7 @@
  * To wait in a call of our own in the loop's place (`uv_backend_fd` among what is waited for, `uv_backend_timeout` for how long)
  * spares two or three calls to the kernel for each thing that happens, and is dearer where much does: on its way back through the
  * loop, more comes that goes to the kernel with it. CPU of a transaction so, in pairs (pgbench -S, io_uring): 0.82 to 0.93 with 1
- * client, 0.97 to 1.05 with 8, 1.04 to 1.09 with 64; 50 tenants in bursts 0.86 to 1.05; logins 0.98.
+ * client, 0.97 to 1.08 with 8, 1.04 to 1.11 with 64; 50 tenants in bursts 0.86 to 0.95; logins 0.98 to 1.0.
  */
 import type * as Ffi from "node:ffi"
 import { nativeMemory } from "./NativeMemory.ts"
